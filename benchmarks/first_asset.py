@@ -1,0 +1,101 @@
+"""The first asset, as a user makes it: seconds from process start to the written GLB, and peak memory.
+
+    python -m benchmarks.first_asset                          one asset, "a red mug"
+    python -m benchmarks.first_asset --prompts prompts/toybox.txt --sheet docs/toybox-assets.png
+
+Each prompt is one `dreamkit generate` in a process of its own, so imports, loading, optimising and exporting all count.
+The step's time is set against the prior's own forward time in the same run.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from dreamkit.prompts import read_list
+
+
+def measure(prompt: str, out: Path, arguments: list[str]) -> dict[str, Any]:
+    """Run one generate and read what it left."""
+    began = time.time()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dreamkit.cli", "generate", prompt, "--out", str(out), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    peak = 0.0
+    while child.poll() is None:
+        peak = max(peak, _resident(child.pid))
+        time.sleep(0.2)
+    if child.returncode:
+        return {"prompt": prompt, "failed": child.returncode}
+    record = json.loads((out / "run.json").read_text())
+    steps = [json.loads(line)["seconds"] for line in (out / "log.jsonl").read_text().splitlines()]
+    step = sum(sum(s.values()) for s in steps) / len(steps)
+    prior = sum(s["prior"] for s in steps) / len(steps)
+    return {
+        "prompt": prompt,
+        "seconds_to_glb": round((out / "mesh.glb").stat().st_mtime - began, 1),
+        "seconds_in_all": round(time.time() - began, 1),
+        "peak_gib": round(peak, 2),
+        "ms_per_step": round(1000 * step, 1),
+        "step_over_prior": round(step / prior, 2),
+        **{key: record["export"][key] for key in ("faces", "psnr", "silhouette_iou", "unwrapped")},
+    }
+
+
+def _resident(pid: int) -> float:
+    """Resident memory of a process and its children, GiB."""
+    total = 0.0
+    for process in (pid, *_children(pid)):
+        try:
+            status = Path(f"/proc/{process}/status").read_text()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 2**20
+    return total
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def sheet(folders: list[Path], path: Path) -> None:
+    """All previews, one under the other in two columns."""
+    from PIL import Image
+
+    previews = [Image.open(folder / "preview.png").convert("RGB") for folder in folders]
+    rows = [picture.resize((768, round(picture.height * 768 / picture.width))) for picture in previews]
+    half = (len(rows) + 1) // 2
+    page = Image.new("RGB", (768 * 2 + 16, half * rows[0].height), "white")
+    for number, row in enumerate(rows):
+        page.paste(row, ((number // half) * (768 + 16), (number % half) * row.height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=Path, help="a prompt list; default: only 'a red mug'")
+    parser.add_argument("--out", type=Path, help="keep the runs in this folder")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of all previews here")
+    parser.add_argument("rest", nargs="*", help="further arguments of `dreamkit generate`, after --")
+    given = parser.parse_args()
+    prompts = read_list(given.prompts) if given.prompts else ["a red mug"]
+    root = given.out or Path(tempfile.mkdtemp(prefix="dreamkit-benchmark-"))
+    folders = [root / prompt.replace(" ", "-") for prompt in prompts]
+    for prompt, folder in zip(prompts, folders, strict=True):
+        print(json.dumps(measure(prompt, folder, given.rest)), flush=True)
+    if given.sheet:
+        sheet([folder for folder in folders if (folder / "preview.png").exists()], given.sheet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The verbs: generate, resume, export, render. The command line calls these and nothing else.
+
+    result = dreamkit.generate("a red mug")
+    result.mesh, result.scene, result.run.path
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamkit import device as devices
+from dreamkit import loop
+from dreamkit.errors import InputError, RunError, nearest
+from dreamkit.export import Exported
+from dreamkit.export import export as write_files
+from dreamkit.guidance import rules
+from dreamkit.guidance.rule import Rule
+from dreamkit.meshes import Mesh
+from dreamkit.priors import Diffusers
+from dreamkit.recipe import Guide, Recipe, Stage, load, override
+from dreamkit.representations import REPRESENTATIONS
+from dreamkit.representations.representation import Scene
+from dreamkit.run import Run
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, the scene it optimised, and what was exported."""
+
+    run: Run
+    scene: Scene
+    exported: Exported
+
+    @property
+    def mesh(self) -> Mesh:
+        """The textured mesh, as read back from the file."""
+        return self.exported.mesh
+
+
+def generate(
+    prompt: str,
+    *,
+    system: str | None = None,
+    guidance: str | None = None,
+    representation: str | None = None,
+    prior: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    settings: Mapping[str, str] | None = None,
+    watch: loop.Watch | None = None,
+    note: Note = lambda text: None,
+) -> Result:
+    """From a prompt to a textured mesh on disk: one run, from start to finish.
+
+    Args:
+        prompt: what to make; the toybox prior knows a small world and says so.
+        system: a name that `dreamkit list systems` shows, or the path of a .py file; by default "toybox", or
+            "dreamfusion" when another prior is asked for.
+        guidance, representation, prior: replace the system's own; a prior is "toybox", a diffusers folder or a hub id.
+        steps: total number of steps; the stages keep their shares.
+        out: the run folder; by default outputs/<prompt>/<time>-<system>-<seed>.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        settings: any field of the recipe, by path, as `--set` takes it.
+        watch: called after every step; note: told what is being done.
+
+    Raises InputError before anything is spent if something asked for cannot be; RunError if the run fails, and
+    KeyboardInterrupt after Ctrl-C: then a checkpoint stands, and `resume` goes on.
+    """
+    system = system or ("toybox" if prior in (None, "toybox") else "dreamfusion")
+    recipe = compose(system, guidance, representation, prior, steps, settings or {})
+    chosen = devices.choose(device)
+    note("prior")
+    loop.load_priors(recipe, prompt, chosen)  # what cannot work is said before a folder is made
+    with Run.create(out, prompt, system, seed, recipe, str(chosen)) as run:
+        return _finish(run, chosen, watch, note)
+
+
+def resume(path: str | Path, *, device: str | None = None, watch: loop.Watch | None = None, note: Note = print) -> Result:
+    """Go on with a run that was interrupted, on the device it was begun on unless another is named.
+
+    On one device the result has the bits of an uninterrupted run. Raises InputError for a run that is complete.
+    """
+    found = Run.open(path)
+    if found.status == "complete":
+        raise InputError(
+            f"{path} is complete ({found.recipe.steps} steps). To write its files again: dreamkit export {path}"
+        )
+    chosen = devices.choose(device or found.facts["device"])
+    with Run.resume(path) as run:
+        return _finish(run, chosen, watch, note)
+
+
+def export(
+    path: str | Path, *, settings: Mapping[str, str] | None = None, device: str = "auto", note: Note = lambda text: None
+) -> Result:
+    """Write the files of a run again from its last checkpoint, with other settings of `Export` if given."""
+    chosen = devices.choose(device)
+    with Run.resume(path) as run:
+        scene, step = _scene(run, chosen)
+        spec = override(run.recipe, {f"export.{key}": value for key, value in (settings or {}).items()}).export
+        exported = _write(run, scene, replace(run.recipe, export=spec), chosen, note)
+        run.update(status="complete" if step == run.recipe.steps else "interrupted", export=exported.facts())
+        return Result(run, scene, exported)
+
+
+def render(
+    path: str | Path, *, views: int = 8, size: int = 256, elevation: float = 15.0, device: str = "auto"
+) -> Path:
+    """Pictures of a run's scene from all round, as it is in its last checkpoint; returns their folder."""
+    from dreamkit.cameras import ring
+    from dreamkit.images import png
+    from dreamkit.run import write_whole
+
+    if views < 1 or size < 8:
+        raise InputError(f"render takes at least one view of at least 8 pixels; got {views} of {size}")
+    run = Run.open(path)
+    scene, step = _scene(run, devices.choose(device))
+    folder = run.path / "images" / f"render_{step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        pictures = scene.render(ring(views, elevation_degrees=elevation, size=size)).rgb
+    for number, picture in enumerate(pictures):
+        write_whole(folder / f"view_{number:03d}.png", png(picture))
+    return folder
+
+
+def compose(
+    system: str,
+    guidance: str | None,
+    representation: str | None,
+    prior: str | None,
+    steps: int | None,
+    settings: Mapping[str, str],
+) -> Recipe:
+    """The recipe of a system with parts replaced. Raises InputError with the nearest names for an unknown one."""
+    recipe = load(system)
+    rule = None if guidance is None else rules_by_name().get(guidance.lower())
+    if guidance is not None and rule is None:
+        raise InputError(f"there is no guidance rule {guidance!r}. {nearest(guidance, rules_by_name())}")
+    if representation is not None and representation not in REPRESENTATIONS:
+        raise InputError(f"there is no representation {representation!r}. {nearest(representation, REPRESENTATIONS)}")
+
+    def changed_guide(guide: Guide) -> Guide:
+        return replace(guide, rule=rule or guide.rule, prior=Diffusers(prior) if prior else guide.prior)
+
+    def changed(stage: Stage) -> Stage:
+        fresh = REPRESENTATIONS[representation] if representation else stage.representation
+        # A system's own settings of the representation that is asked for are better than the general ones.
+        kept = stage.representation if type(fresh) is type(stage.representation) else fresh
+        return replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
+
+    recipe = replace(recipe, stages=tuple(changed(stage) for stage in recipe.stages))
+    if steps is not None:
+        recipe = _with_steps(recipe, steps)
+    return override(recipe, settings)
+
+
+def rules_by_name() -> dict[str, Rule]:
+    """The published rules by the names the command line takes: the constants of guidance/rules.py in lower case."""
+    return {name.lower(): value for name, value in vars(rules).items() if isinstance(value, Rule)}
+
+
+def _with_steps(recipe: Recipe, steps: int) -> Recipe:
+    if steps < len(recipe.stages):
+        raise InputError(f"--steps {steps}: at least one for each of the {len(recipe.stages)} stages is needed")
+    share = [max(1, round(steps * stage.steps / recipe.steps)) for stage in recipe.stages]
+    share[-1] += steps - sum(share)
+    stages = tuple(replace(stage, steps=n) for stage, n in zip(recipe.stages, share, strict=True))
+    return replace(recipe, stages=stages)
+
+
+def _finish(run: Run, device: torch.device, watch: loop.Watch | None, note: Note) -> Result:
+    """Optimise to the end, export, show; and say in run.json how it went."""
+    try:
+        note("optimise")
+        scene = loop.optimise(run.recipe, run, device, watch)
+        exported = _write(run, scene, run.recipe, device, note)
+        run.update(status="complete", export=exported.facts())
+        return Result(run, scene, exported)
+    except KeyboardInterrupt as stop:
+        run.update(status="interrupted")
+        raise KeyboardInterrupt(f"interrupted; what is done is kept. Go on with: dreamkit resume {run.path}") from stop
+    except (RunError, InputError) as error:
+        run.update(status="failed", error=str(error))
+        raise
+
+
+def _write(run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: Note) -> Exported:
+    """The asset and the pictures of it."""
+    provenance = {key: run.facts[key] for key in ("prompt", "system", "seed", "versions")}
+    exported = write_files(scene, recipe.export, run.path, provenance | {"recipe": run.fingerprint}, device, note)
+    from dreamkit import preview
+
+    note("preview")
+    preview.preview_png(exported.mesh, run.path / "preview.png")
+    preview.turntable(exported.mesh, run.path / "turntable.mp4")
+    facts: dict[str, Any] = {"system": run.facts["system"], "seed": run.seed, "steps": recipe.steps}
+    facts |= {"faces": exported.faces, "agreement with the scene": str(exported.agreement)}
+    preview.preview_html(exported.mesh, run.path / "preview.html", run.prompt, facts)
+    return exported
+
+
+def _scene(run: Run, device: torch.device) -> tuple[Scene, int]:
+    state = loop.restore(run.recipe, run, device)
+    if state is None:
+        raise InputError(f"{run.path} has no checkpoint yet. Go on with it: dreamkit resume {run.path}")
+    return state.scene, state.step

@@ -1,0 +1,181 @@
+"""A colour field becomes a texture (or vertex colours)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamkit.meshes import Mesh
+
+Field = Callable[[Tensor], Tensor]
+"""Positions [N, 3] in world units -> values: colours [N, 3] in [0, 1], or densities [N]."""
+
+
+@torch.no_grad()
+def bake(
+    mesh: Mesh,
+    colour: Field,
+    size: int = 1024,
+    *,
+    density: Field | None = None,
+    shell: float = 0.03,
+    device: torch.device | str = "cpu",
+    chunk: int = 1 << 18,
+) -> Mesh:
+    """The mesh with a texture of size x size texels that holds the field's colour on the surface.
+
+    Each texel whose centre lies in a face takes the colour at its point of the surface; all others take that of the
+    nearest filled one, so that neither bilinear lookup nor any mip level meets an unfilled texel. With `density`, the
+    point is first moved to where a camera in front of the surface would see the light come from (`seen_depth`): the
+    colour of a volume lies under its level surface, not on it.
+
+    Args:
+        mesh: with texture coordinates.
+        density: optional, the field's density per world unit.
+        shell: half the thickness of the layer searched, world units.
+        chunk: at most so many positions a call of a field.
+
+    Raises ValueError without texture coordinates.
+    """
+    if mesh.uv is None:
+        raise ValueError("bake needs texture coordinates: unwrap the mesh first")
+    points = mesh.vertices.astype(np.float32)
+    if density is not None:
+        normals = vertex_normals(mesh)
+        points = points - normals * seen_depth(mesh.vertices, normals, density, shell, device, chunk)[:, None]
+    texture = np.zeros((size * size, 3), np.uint8)
+    filled = np.zeros(size * size, bool)
+    for texel, face, weight in texels(mesh, size):
+        corners = points[mesh.faces[face]]
+        found = _evaluate(colour, (corners * weight[..., None]).sum(1), device, chunk)
+        texture[texel] = to_bytes(found)
+        filled[texel] = True
+    picture = spread(texture.reshape(size, size, 3), filled.reshape(size, size))
+    return replace(mesh, texture=picture, colours=None)
+
+
+@torch.no_grad()
+def colour_vertices(
+    mesh: Mesh,
+    colour: Field,
+    *,
+    density: Field | None = None,
+    shell: float = 0.03,
+    device: torch.device | str = "cpu",
+    chunk: int = 1 << 18,
+) -> Mesh:
+    """The mesh with the field's colour at every vertex, seen as in `bake`; texture and its coordinates are dropped."""
+    points = mesh.vertices.astype(np.float32)
+    if density is not None:
+        normals = vertex_normals(mesh)
+        points = points - normals * seen_depth(points, normals, density, shell, device, chunk)[:, None]
+    return Mesh(mesh.vertices, mesh.faces, _evaluate(colour, points, device, chunk).clip(0, 1))
+
+
+@torch.no_grad()
+def seen_depth(
+    points: np.ndarray,
+    normals: np.ndarray,
+    density: Field,
+    shell: float,
+    device: torch.device | str = "cpu",
+    chunk: int = 1 << 18,
+    samples: int = 12,
+) -> np.ndarray:
+    """How deep under the surface [N] the light comes from, for a camera that looks straight at it.
+
+    The mean depth of emission-absorption along the inward normal, from `shell` in front to `shell` behind:
+    depth = sum(w d) / sum(w) with w_i = T_i (1 - exp(-density_i delta)) (NeRF, arXiv:2003.08934, eq. 3). Where the
+    layer is nearly transparent (sum of w below 1 %), 0.
+    """
+    delta = 2 * shell / samples
+    depths = (np.arange(samples) + 0.5) * delta - shell
+    rays = points[:, None] - normals[:, None] * depths[None, :, None].astype(np.float32)
+    optical = _evaluate(density, rays.reshape(-1, 3), device, chunk).reshape(len(points), samples) * delta
+    optical = np.maximum(np.nan_to_num(optical.astype(np.float64)), 0)
+    before = np.concatenate([np.zeros((len(points), 1)), np.cumsum(optical[:, :-1], axis=1)], axis=1)
+    weight = np.exp(-before) * -np.expm1(-optical)
+    total = weight.sum(1)
+    return np.where(total > 0.01, (weight * depths).sum(1) / np.maximum(total, 0.01), 0).astype(np.float32)
+
+
+def texels(mesh: Mesh, size: int, at_once: int = 1 << 21) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The texels whose centres lie in faces, in batches: texel numbers [T] (row * size + column, row 0 on top), the
+    face [T] each lies in, and the barycentric weights [T, 3] of its corners.
+
+    A centre on an edge belongs to both faces, and comes twice; faces without area in the texture have none.
+    """
+    assert mesh.uv is not None
+    # Texture space in texels, y downwards; the centre of texel (row, column) is (column + 0.5, row + 0.5).
+    place = np.stack([mesh.uv[:, 0], 1 - mesh.uv[:, 1]], axis=-1).astype(np.float64) * size
+    corners = place[mesh.faces]  # [F, 3, 2]
+    first = np.clip(np.ceil(corners.min(1) - 0.5), 0, size - 1).astype(np.int64)
+    last = np.clip(np.floor(corners.max(1) - 0.5), -1, size - 1).astype(np.int64)
+    extent = np.maximum(last - first + 1, 0)
+    boxes = extent.prod(1)
+    batch = np.cumsum(boxes) // at_once
+    for number in np.unique(batch):
+        faces = np.flatnonzero((batch == number) & (boxes > 0))
+        face = np.repeat(faces, boxes[faces])
+        inside_box = np.arange(len(face)) - np.repeat(np.cumsum(boxes[faces]) - boxes[faces], boxes[faces])
+        column = first[face, 0] + inside_box % extent[face, 0]
+        row = first[face, 1] + inside_box // extent[face, 0]
+        weight = _barycentric(corners[face], np.stack([column, row], axis=-1) + 0.5)
+        good = (weight >= -1e-9).all(1)  # NaN (no area) is not
+        yield (row * size + column)[good], face[good], weight[good]
+
+
+def _barycentric(corners: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Barycentric weights [T, 3] of points [T, 2] in triangles [T, 3, 2]; NaN for triangles without area."""
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    ab, ac, ap = b - a, c - a, point - a
+    area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
+    area = np.where(np.abs(area) > 1e-12, area, np.nan)
+    second = (ap[:, 0] * ac[:, 1] - ap[:, 1] * ac[:, 0]) / area
+    third = (ab[:, 0] * ap[:, 1] - ab[:, 1] * ap[:, 0]) / area
+    return np.stack([1 - second - third, second, third], axis=-1)
+
+
+def spread(picture: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    """The picture [H, W, C] with every texel that is not `filled` [H, W] replaced by the nearest that is."""
+    from scipy.ndimage import distance_transform_edt
+
+    if filled.all() or not filled.any():
+        return picture
+    row, column = distance_transform_edt(~filled, return_distances=False, return_indices=True)
+    return picture[row, column]
+
+
+def weld(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct positions [W, 3], and the number [V] of each vertex's own: seams double vertices, this undoes it."""
+    # + 0.0 makes -0.0 equal to 0.0, which differ as bytes.
+    keys = np.ascontiguousarray(mesh.vertices.astype(np.float32) + 0.0).view([("", np.float32)] * 3).ravel()
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    return mesh.vertices[first], number.reshape(-1)
+
+
+def vertex_normals(mesh: Mesh) -> np.ndarray:
+    """[V, 3] unit normals, the mean of the faces at a position weighted by area, the same on both sides of a seam;
+    +z where no face gives one."""
+    positions, number = weld(mesh)
+    a, b, c = (mesh.vertices[mesh.faces[:, i]].astype(np.float64) for i in range(3))
+    normal = np.cross(b - a, c - a)  # as long as twice the area
+    total = np.zeros((len(positions), 3))
+    for i in range(3):
+        np.add.at(total, number[mesh.faces[:, i]], normal)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    unit = np.where(length > 1e-20, total / np.maximum(length, 1e-20), np.array([0.0, 0.0, 1.0]))
+    return unit[number].astype(np.float32)
+
+
+def to_bytes(colour: np.ndarray) -> np.ndarray:
+    """Colours in [0, 1] as rounded uint8; what is not finite becomes 0."""
+    return np.rint(np.nan_to_num(colour, nan=0.0).clip(0, 1) * 255).astype(np.uint8)
+
+
+def _evaluate(field: Field, points: np.ndarray, device: torch.device | str, chunk: int) -> np.ndarray:
+    """The field at points [N, 3], a chunk at a time, as float32."""
+    parts = torch.as_tensor(np.ascontiguousarray(points, dtype=np.float32)).split(chunk)
+    return np.concatenate([field(p.to(device)).float().cpu().numpy() for p in parts])

@@ -1,0 +1,131 @@
+"""Cameras, and how they are drawn.
+
+Conventions, said once: the world is right-handed with +z up, and +x is the object's front. A camera looks along its own
+-z axis with +y up in the picture (OpenGL). `camera_to_world` is [B, 3, 4]: rotation, then position. `fov_degrees` is
+the vertical field of view. Azimuth is counted counter-clockwise seen from above and is 0 when the camera stands on the
++x axis, in front of the object; 90 is the object's left side (+y). Elevation is 0 at the horizon and 90 above.
+Scenes live in the cube [-1, 1]^3; distances are in its units.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreamkit.streams import Streams
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """A batch of B pinhole cameras with one picture size."""
+
+    camera_to_world: Tensor
+    fov_degrees: Tensor
+    azimuth_degrees: Tensor
+    elevation_degrees: Tensor
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return self.camera_to_world.shape[0]
+
+    def __getitem__(self, index: slice) -> "Cameras":
+        return Cameras(
+            self.camera_to_world[index],
+            self.fov_degrees[index],
+            self.azimuth_degrees[index],
+            self.elevation_degrees[index],
+            self.height,
+            self.width,
+        )
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        return Cameras(
+            self.camera_to_world.to(device),
+            self.fov_degrees.to(device),
+            self.azimuth_degrees.to(device),
+            self.elevation_degrees.to(device),
+            self.height,
+            self.width,
+        )
+
+    @property
+    def positions(self) -> Tensor:
+        """[B, 3] world positions."""
+        return self.camera_to_world[:, :, 3]
+
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """Origins and unit directions of the rays through the pixel centres, each [B, H, W, 3], world units."""
+        like = self.camera_to_world
+        rows = (torch.arange(self.height, dtype=like.dtype, device=like.device) + 0.5) / self.height
+        columns = (torch.arange(self.width, dtype=like.dtype, device=like.device) + 0.5) / self.width
+        half = torch.tan(torch.deg2rad(self.fov_degrees) / 2)[:, None, None]
+        up = half * (1 - 2 * rows)[None, :, None]
+        right = half * (2 * columns - 1)[None, None, :] * (self.width / self.height)
+        shape = (len(self), self.height, self.width)
+        local = torch.stack([right.expand(shape), up.expand(shape), -torch.ones(shape).to(like)], dim=-1)
+        world = torch.einsum("bij,bhwj->bhwi", self.camera_to_world[:, :, :3], local)
+        origins = self.positions[:, None, None, :].expand_as(world)
+        return origins, torch.nn.functional.normalize(world, dim=-1)
+
+
+def orbit(
+    azimuth_degrees: Tensor | list[float],
+    elevation_degrees: Tensor | list[float] | float,
+    distance: Tensor | float = 3.0,
+    fov_degrees: Tensor | float = 36.0,
+    size: int | tuple[int, int] = 64,
+) -> Cameras:
+    """Cameras on a sphere around the origin, looking at it, upright. Arguments broadcast to [B]; size is (H, W)."""
+    values = [
+        torch.as_tensor(v, dtype=torch.float32) for v in (azimuth_degrees, elevation_degrees, distance, fov_degrees)
+    ]
+    azimuth, elevation, radius, fov = (v.reshape(-1) for v in torch.broadcast_tensors(*values))
+    a, e = torch.deg2rad(azimuth), torch.deg2rad(elevation)
+    backward = torch.stack([torch.cos(e) * torch.cos(a), torch.cos(e) * torch.sin(a), torch.sin(e)], dim=-1)
+    # The right-hand axis depends on azimuth only, so it stays defined when the camera looks straight down.
+    right = torch.stack([-torch.sin(a), torch.cos(a), torch.zeros_like(a)], dim=-1)
+    up = torch.linalg.cross(backward, right)
+    position = backward * radius[:, None]
+    height, width = (size, size) if isinstance(size, int) else size
+    return Cameras(torch.stack([right, up, backward, position], dim=-1), fov, azimuth, elevation, height, width)
+
+
+def ring(
+    count: int, elevation_degrees: float = 15.0, distance: float = 3.0, fov_degrees: float = 36.0, size: int = 256
+) -> Cameras:
+    """`count` cameras evenly round the object, the first in front: for previews and turntables."""
+    azimuth = torch.arange(count) * (360.0 / count)
+    return orbit(azimuth, elevation_degrees, distance, fov_degrees, size)
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """Random cameras around the object, each range uniform (elevation uniform in angle).
+
+    Azimuths are stratified: a batch of B holds one camera in each of B equal sectors, turned by one common random
+    angle, so that every step sees the object from all round.
+    """
+
+    distance: tuple[float, float] = (2.8, 3.2)
+    fov_degrees: tuple[float, float] = (33.0, 39.0)
+    elevation_degrees: tuple[float, float] = (-10.0, 60.0)
+    azimuth_degrees: tuple[float, float] = (-180.0, 180.0)
+    size: int = 64
+
+    def sample(self, count: int, streams: Streams, name: str = "camera") -> Cameras:
+        """`count` cameras from the stream `name`."""
+        draw = streams.uniform(name, (4, count))
+        sector = (torch.arange(count) + draw[0]) / count
+        sector = (sector + streams.uniform(f"{name}/turn", (1,))) % 1.0
+
+        def between(bounds: tuple[float, float], u: Tensor) -> Tensor:
+            return bounds[0] + (bounds[1] - bounds[0]) * u
+
+        return orbit(
+            between(self.azimuth_degrees, sector),
+            between(self.elevation_degrees, draw[1]),
+            between(self.distance, draw[2]),
+            between(self.fov_degrees, draw[3]),
+            self.size,
+        )

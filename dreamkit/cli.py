@@ -1,0 +1,216 @@
+"""The command line: arguments to one library call, and a line that says where the result is.
+
+Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted. A user never sees a traceback for a mistake.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamkit.errors import InputError, RunError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    try:
+        given.command(given)
+    except InputError as error:
+        print(f"dreamkit: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"dreamkit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"dreamkit: {stop.args[0] if stop.args else 'interrupted.'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def generate(given: argparse.Namespace) -> None:
+    from dreamkit import api
+
+    with _Progress() as progress:
+        result = api.generate(
+            given.prompt,
+            system=given.system,
+            guidance=given.guidance,
+            representation=given.representation,
+            prior=given.prior,
+            seed=given.seed,
+            steps=given.steps,
+            out=given.out,
+            device=given.device,
+            settings=_settings(given.set),
+            watch=progress.watch,
+            note=progress.note,
+        )
+    _report(result)
+
+
+def resume(given: argparse.Namespace) -> None:
+    from dreamkit import api
+
+    with _Progress() as progress:
+        result = api.resume(given.run, device=given.device, watch=progress.watch, note=progress.note)
+    _report(result)
+
+
+def export(given: argparse.Namespace) -> None:
+    from dreamkit import api
+
+    settings = _settings(given.set)
+    if given.formats:
+        settings["formats"] = f"({', '.join(repr(name) for name in given.formats.split(','))},)"
+    with _Progress() as progress:
+        result = api.export(given.run, settings=settings, device=given.device, note=progress.note)
+    _report(result)
+
+
+def render(given: argparse.Namespace) -> None:
+    from dreamkit import api
+
+    folder = api.render(
+        given.run, views=given.views, size=given.size, elevation=given.elevation, device=given.device
+    )
+    print(f"{given.views} views in {folder}")
+
+
+def doctor(given: argparse.Namespace) -> None:
+    from dreamkit import doctor
+
+    for name, value in doctor.findings():
+        print(f"{name:24} {value}")
+
+
+def show(given: argparse.Namespace) -> None:
+    from dreamkit import doctor
+
+    for kind, entries in doctor.catalogue(given.what).items():
+        print(f"{kind}")
+        for name, text in entries.items():
+            print(f"  {name:16} {text}")
+
+
+def _report(result: Any) -> None:
+    exported, path = result.exported, result.run.path
+    print(f"{path / exported.files[0].name}  {exported.faces} faces; against the scene: {exported.agreement}")
+    print(f"also there: preview.png, turntable.mp4, preview.html, {', '.join(f.name for f in exported.files[1:])}".rstrip(", "))
+
+
+def _settings(pairs: list[str]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set takes key.path=value; got {pair!r}. For example: --set steps=300")
+        settings[key.strip()] = value
+    return settings
+
+
+class _Progress:
+    """A bar with the time left and the figures that matter; plain lines where there is no terminal."""
+
+    def __enter__(self) -> "_Progress":
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description:9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task, self.began = None, time.monotonic()
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def note(self, text: str) -> None:
+        """What is being done now."""
+        if self.task is not None:
+            self.bar.update(self.task, description=text)
+        if not self.console.is_terminal:
+            self.console.print(f"{time.monotonic() - self.began:6.1f} s  {text}", highlight=False)
+
+    def watch(self, step: int, steps: int, figures: dict[str, Any]) -> None:
+        """One step is done."""
+        guide, seconds = figures["guide0"], figures["seconds"]
+        parts = "  ".join(f"{name} {1000 * value:.0f}" for name, value in seconds.items())
+        text = (
+            f"covered {figures['coverage']:.0%}  fog {figures['opacity_entropy']:.2f}  "
+            f"gradient {guide['norm']:.1f} at k {guide['k']:.1f}  ms: {parts}"
+        )
+        if self.task is None:
+            self.task = self.bar.add_task("optimise", total=steps, completed=step - 1, figures="")
+        self.bar.update(self.task, completed=step, figures=text)
+        if not self.console.is_terminal and (step % 50 == 0 or step == steps):
+            self.console.print(f"{time.monotonic() - self.began:6.1f} s  step {step}/{steps}  {text}", highlight=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dreamkit",
+        description="Text to textured 3D meshes by score distillation.",
+        epilog='The first asset: dreamkit generate "a red mug"',
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = command("generate", generate, "make an asset from a prompt")
+    sub.add_argument("prompt", help='what to make, such as "a red mug"')
+    sub.add_argument("--system", help="a system's name or the path of a .py file (default: toybox)")
+    sub.add_argument("--guidance", help="a rule in the place of the system's, such as nfsd")
+    sub.add_argument("--representation", help="a representation in the place of the system's, such as nerf")
+    sub.add_argument("--prior", help="toybox, a diffusers pipeline folder, or a hub id")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--steps", type=int, help="total steps (default: the system's)")
+    sub.add_argument("--out", type=Path, help="the run folder (default: outputs/<prompt>/<time>-<system>-<seed>)")
+    _add_device(sub)
+    _add_set(sub, "any field of the recipe, such as guides.0.rule.trust.scale=20")
+    sub = command("resume", resume, "go on with an interrupted run")
+    sub.add_argument("run", type=Path, help="a run folder")
+    sub.add_argument("--device", help="auto, cpu, cuda (default: the one the run was begun on)")
+    sub = command("export", export, "write a run's files again from its last checkpoint")
+    sub.add_argument("run", type=Path, help="a run folder")
+    sub.add_argument("--formats", help="some of glb,obj,ply")
+    _add_device(sub)
+    _add_set(sub, "any field of Export, such as face_budget=5000")
+    sub = command("render", render, "pictures of a run's scene from all round")
+    sub.add_argument("run", type=Path, help="a run folder")
+    sub.add_argument("--views", type=int, default=8)
+    sub.add_argument("--size", type=int, default=256, help="pixels along each side")
+    sub.add_argument("--elevation", type=float, default=15.0, help="degrees above the horizon")
+    _add_device(sub)
+    command("doctor", doctor, "what is installed, and what will be used")
+    sub = command("list", show, "what there is to choose from")
+    kinds = ("systems", "guidance", "priors", "representations")
+    sub.add_argument("what", nargs="?", choices=kinds, help="default: all")
+    return parser
+
+
+def _add_device(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+
+
+def _add_set(sub: argparse.ArgumentParser, text: str) -> None:
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What is installed and what will be used; what there is to choose from."""
+
+import ast
+import inspect
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from dreamkit import device as devices
+from dreamkit.errors import InputError
+from dreamkit.guidance import rules
+from dreamkit.kernels import choose
+from dreamkit.recipe import load, names
+from dreamkit.representations import REPRESENTATIONS
+
+PACKAGES = ("torch", "warp-lang", "diffusers", "transformers", "trimesh", "xatlas", "imageio-ffmpeg")
+OPTIONAL = ("gsplat", "nerfacc", "viser", "ray")
+OPERATORS = ("hashgrid", "march", "composite", "query")
+
+
+def findings() -> Iterator[tuple[str, str]]:
+    """Name and value of everything worth knowing when something does not work."""
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    yield "cores", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
+    for package in ("dreamkit", *PACKAGES, *OPTIONAL):
+        yield package, _version(package)
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(number)
+            yield f"cuda:{number}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+    else:
+        yield "cuda", "torch sees no CUDA device; everything runs on the CPU"
+    yield "device auto", str(devices.choose("auto"))
+    for operator in OPERATORS:
+        yield f"kernel {operator}", _backend(operator)
+    yield "prior toybox", _toybox()
+    yield "disk free here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"
+
+
+def catalogue(what: str | None = None) -> dict[str, dict[str, str]]:
+    """Names and one line each, by kind: systems, guidance, priors, representations; or only the kind asked for."""
+    kinds = {
+        "systems": lambda: {name: load(name).description for name in names()},
+        "guidance": lambda: _documented_rules(),
+        "priors": lambda: {
+            "toybox": "a small world of coloured things, 64 x 64 pixels; ships with dreamkit",
+            "PATH or HUB ID": "a diffusers pipeline: Stable Diffusion 1.x and 2.x, or a pixel-space one",
+        },
+        "representations": lambda: {
+            name: (inspect.getdoc(type(spec)) or "").splitlines()[0] for name, spec in REPRESENTATIONS.items()
+        },
+    }
+    return {kind: entries() for kind, entries in kinds.items() if what in (None, kind)}
+
+
+def _documented_rules() -> dict[str, str]:
+    """The constants of guidance/rules.py with the first line of the text that stands under each."""
+    body = ast.parse(Path(rules.__file__).read_text(encoding="utf-8")).body
+    texts = {}
+    for assignment, text in zip(body, body[1:], strict=False):
+        if not (isinstance(assignment, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)):
+            continue
+        name = ast.unparse(assignment.targets[0])
+        if isinstance(getattr(rules, name, None), rules.Rule):
+            texts[name.lower()] = str(text.value.value).splitlines()[0]
+    return texts
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed" + ("; not needed" if package in OPTIONAL else "")
+
+
+def _backend(operator: str) -> str:
+    try:
+        return choose.backend(f"dreamkit.kernels.{operator}").__name__.rsplit(".", 1)[-1]
+    except InputError as error:
+        return str(error)
+
+
+def _toybox() -> str:
+    from dreamkit.priors import Diffusers
+
+    try:
+        identity = Diffusers("toybox").load("cpu").identity()
+    except InputError as error:
+        return str(error)
+    return ", ".join(f"{key} {value}" for key, value in identity.items())

@@ -1,0 +1,120 @@
+"""Export: a scene becomes files, and the files are checked against the scene.
+
+Sample the density on a grid; choose the level whose silhouettes match the scene's own pictures; cut, clean, decimate;
+unwrap, bake; write. Then the first file is read back, rendered from the cameras the scene was rendered from, and
+compared with it: what is reported is true of the file, not of something in memory.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamkit.assets.bake import bake, colour_vertices
+from dreamkit.assets.clean import clean
+from dreamkit.assets.compare import Comparison, compare
+from dreamkit.assets.extract import density_grid, marching_cubes, match_level
+from dreamkit.assets.files import read, write
+from dreamkit.assets.unwrap import unwrap
+from dreamkit.cameras import Cameras, orbit
+from dreamkit.meshes import Mesh
+from dreamkit.recipe import Export
+from dreamkit.render.mesh import render_mesh
+from dreamkit.representations.representation import Scene
+
+BACKGROUND = (1.0, 1.0, 1.0)
+SMALLEST_PART = 0.02
+"""Components below this share of the largest one's area are floaters."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how well it agrees with the scene."""
+
+    files: tuple[Path, ...]
+    mesh: Mesh
+    """As read back from the first file."""
+    level: float
+    """Density of the surface, per world unit."""
+    faces: int
+    unwrapped: str
+    """How the texture coordinates were made."""
+    agreement: Comparison
+    """The scene's pictures against those of the file."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "files": [path.name for path in self.files],
+            "level": round(self.level, 4),
+            "faces": self.faces,
+            "unwrapped": self.unwrapped,
+            "psnr": round(self.agreement.psnr, 2),
+            "silhouette_iou": round(self.agreement.iou, 4),
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+
+
+def export(
+    scene: Scene,
+    spec: Export,
+    folder: Path,
+    provenance: dict[str, Any],
+    device: torch.device | str = "cpu",
+    note: Callable[[str], None] = lambda text: None,
+) -> Exported:
+    """Write the scene as `mesh.<format>` for every format of the specification, and compare.
+
+    Args:
+        provenance: kept in the files: prompt, system, seed, versions.
+        note: told what is being done.
+
+    Raises RunError for a scene with nothing in it; then nothing is written.
+    """
+    clock = _Clock(note)
+    cameras = check_cameras()
+    with clock("surface"), torch.no_grad():
+        images = scene.render(cameras, background=BACKGROUND)
+        grid = density_grid(scene.density, spec.grid_resolution, device)
+        level = match_level(grid, images.alpha, cameras)
+        raw = marching_cubes(grid, level.density)
+    with clock("clean"):
+        mesh = clean(raw, spec.face_budget, keep=SMALLEST_PART)
+    with clock("unwrap"):
+        unwrapped = unwrap(mesh, spec.texture_size, spec.unwrap_seconds)
+    with clock("bake"):
+        textured = bake(unwrapped.mesh, scene.colour, spec.texture_size, density=scene.density, device=device)
+        plain = colour_vertices(mesh, scene.colour, density=scene.density, device=device)
+    with clock("write"):
+        files = []
+        for suffix in spec.formats:
+            files += write(plain if suffix == "ply" else textured, folder / f"mesh.{suffix}", provenance)
+    with clock("compare"):
+        back = read(files[0])
+        agreement = compare(images, render_mesh(back, cameras, background=BACKGROUND))
+    return Exported(
+        tuple(files), back, level.density, len(back.faces), unwrapped.note, agreement, clock.seconds
+    )
+
+
+def check_cameras() -> Cameras:
+    """Twelve views that see an object from all round: eight at eye level, four from above."""
+    azimuth = [45.0 * i for i in range(8)] + [45.0 + 90.0 * i for i in range(4)]
+    return orbit(azimuth, [15.0] * 8 + [50.0] * 4, size=128)
+
+
+class _Clock:
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.note, self.seconds = note, dict[str, float]()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        self.note(part)
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - began

@@ -1,0 +1,38 @@
+"""What is done to the finished gradient."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dreamkit.guidance.rule import Post, settled
+from dreamkit.schedule import Number
+
+
+@dataclass(frozen=True)
+class Clamp(Post):
+    """Every element held in [-limit, limit] (the score debiasing of D-SDS, arXiv:2303.15413, with a growing limit)."""
+
+    limit: Number
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return gradient.clamp(-settled(self.limit), settled(self.limit))
+
+
+@dataclass(frozen=True)
+class NormalizeBatch(Post):
+    """The whole batch's gradient divided by its norm, so that only its direction counts. Zero stays zero."""
+
+    separable = False
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        norm = gradient.norm()
+        return gradient / norm.clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
+class Normalize(Post):
+    """Each sample's gradient divided by its root mean square, so that every view counts the same. Zero stays zero."""
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        axes = tuple(range(1, gradient.ndim))
+        return gradient / gradient.square().mean(axes, keepdim=True).sqrt().clamp(min=1e-12)

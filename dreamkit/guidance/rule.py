@@ -1,0 +1,272 @@
+"""A guidance rule is a tableau, executed in one place.
+
+    G = post( weight(k) * (trust - subtract) )        at a chosen level, with a chosen noise
+
+`G` is a gradient: descend by x <- x - rate * G. It has the shape of x and no graph; the loop makes the loss
+`(G * x).sum() / B`. Everything is detached and the network's Jacobian left out (DreamFusion, arXiv:2209.14988, eq. 3).
+
+A rule of known pieces is a constant in `rules.py`. A new idea is a new piece: a frozen dataclass in its axis's file.
+
+- Levels say at which noise levels to look. The main one is "main"; a rule that compares two levels names a second.
+- Noise says with which noise. Samples z = alpha x + sigma noise follow from it; a piece that makes its samples another
+  way (by inversion, by an Euler step) returns them, with whatever predictions it already paid for.
+- Estimates (trust, subtract) declare the predictions they need, so that all of them run as one network call.
+- Weight is a function of k alone, so that it means the same under every prior.
+- Post comes last: clamps, normalisation.
+
+A numeric field of a piece may hold a Schedule; `gradient` turns it into a number before anything runs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dreamkit.diffusion import Level, add_noise, over
+from dreamkit.errors import InputError
+from dreamkit.priors.prior import CAPABILITIES, Condition, Prior
+from dreamkit.schedule import Number, Schedule, resolve
+from dreamkit.streams import Streams
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prediction: under which condition, at which level, of which image."""
+
+    condition: str
+    level: str = "main"
+    image: str = "x"
+
+
+@dataclass(frozen=True)
+class Noised:
+    """What a noise piece made: the noise, and where it went another way than z = alpha x + sigma noise, how."""
+
+    noise: Tensor
+    z: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    """Samples by (level, image) that are not alpha x + sigma noise."""
+    answers: Mapping[Ask, Tensor] = field(default_factory=dict)
+    """Predictions made on the way, which then cost nothing more."""
+
+
+class Probe:
+    """One look at the prior: the images, levels, noise and predictions of one step. Pieces read from it."""
+
+    def __init__(
+        self,
+        prior: Prior,
+        images: Mapping[str, Tensor],
+        conditions: Mapping[str, Condition],
+        levels: Mapping[str, Level],
+        streams: Streams,
+    ):
+        self.prior, self.images, self.conditions, self.levels, self.streams = prior, images, conditions, levels, streams
+        self.noised: Noised | None = None
+        self._answers: dict[Ask, Tensor] = {}
+
+    @property
+    def x(self) -> Tensor:
+        return self.images["x"]
+
+    @property
+    def noise(self) -> Tensor:
+        """The noise that z was made with: what SDS subtracts."""
+        if self.noised is None:
+            raise ValueError("a noise piece asked for the noise it is to make")
+        return self.noised.noise
+
+    def use(self, noised: Noised) -> None:
+        """Take what the noise piece made."""
+        self.noised = noised
+        self._answers.update(noised.answers)
+
+    def z(self, level: str = "main", image: str = "x") -> Tensor:
+        """The noised sample of an image at a level."""
+        if self.noised is not None and (level, image) in self.noised.z:
+            return self.noised.z[level, image]
+        return add_noise(self.images[image], self.noise, self.levels[level])
+
+    def ask(self, asks: Iterable[Ask]) -> None:
+        """Make every prediction in `asks` that is not known yet, all in one network call."""
+        new = [ask for ask in dict.fromkeys(asks) if ask not in self._answers]
+        if not new:
+            return
+        z = torch.cat([self.z(ask.level, ask.image) for ask in new])
+        level = Level.cat([self.levels[ask.level] for ask in new])
+        condition = Condition.cat([self.conditions[ask.condition] for ask in new])
+        self._answers.update(zip(new, self.prior.eps(z, level, condition).chunk(len(new)), strict=True))
+
+    def eps(self, condition: str, level: str = "main", image: str = "x") -> Tensor:
+        """One prediction, asked for now if it was not declared."""
+        ask = Ask(condition, level, image)
+        self.ask([ask])
+        return self._answers[ask]
+
+
+class Piece(ABC):  # noqa: B024  the axes below add what is abstract
+    """What all pieces say about themselves."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Optional capabilities the prior must have (`priors.prior.CAPABILITIES`)."""
+    separable: ClassVar[bool] = True
+    """Whether a batch's gradient is that of its samples one by one."""
+
+
+class Levels(Piece):
+    """At which noise levels to look."""
+
+    @abstractmethod
+    def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
+        """Named levels, each for `batch` samples. "main" must be there. Random numbers from the stream "level"."""
+
+
+class Noise(Piece):
+    """With which noise to look."""
+
+    @abstractmethod
+    def __call__(self, probe: Probe) -> Noised:
+        """The noise, in the shape of probe.x. Random numbers from the stream "noise"."""
+
+
+class Estimate(Piece):
+    """A guess of the noise: what to trust, or what to subtract."""
+
+    @abstractmethod
+    def asks(self) -> tuple[Ask, ...]:
+        """The predictions it needs; with those of the other estimate they run as one network call."""
+
+    @abstractmethod
+    def __call__(self, probe: Probe) -> Tensor:
+        """The estimate, in the shape of probe.x."""
+
+
+class Weight(Piece):
+    """How much each level counts."""
+
+    @abstractmethod
+    def __call__(self, k: Tensor) -> Tensor:
+        """Weights [B] for noise to signal k [B], float64."""
+
+
+class Post(Piece):
+    """What is done to the finished gradient."""
+
+    @abstractmethod
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """The gradient [B, ...] after it; finite numbers in, finite numbers out."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """gradient = post(weight(k) * (trust - subtract)) at `levels`, with `noise`."""
+
+    levels: Levels
+    noise: Noise
+    trust: Estimate
+    subtract: Estimate
+    weight: Weight
+    post: tuple[Post, ...] = ()
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return (self.levels, self.noise, self.trust, self.subtract, self.weight, *self.post)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The capabilities the prior must have."""
+        return frozenset().union(*(piece.needs for piece in self.pieces))
+
+    @property
+    def separable(self) -> bool:
+        """Whether a batch's gradient is that of its samples one by one, given the same levels and noise."""
+        return all(piece.separable for piece in self.pieces)
+
+    def asks(self) -> tuple[Ask, ...]:
+        """Every prediction the estimates need, each once."""
+        return tuple(dict.fromkeys((*self.trust.asks(), *self.subtract.asks())))
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a rule says about one batch."""
+
+    gradient: Tensor
+    """G, in the shape of x, finite, without a graph."""
+    figures: dict[str, Any]
+    """For the log: mean "k", "norm" of G, "norms" per sample, "t" per sample, and how many samples were "dropped"."""
+
+
+@torch.no_grad()
+def gradient(
+    rule: Rule,
+    prior: Prior,
+    x: Tensor,
+    conditions: Mapping[str, Condition],
+    streams: Streams,
+    progress: float = 0.0,
+    images: Mapping[str, Tensor] | None = None,
+) -> Guidance:
+    """The rule's gradient for x [B, *prior.shape]: the one place where a rule is executed.
+
+    Args:
+        conditions: what the rule's estimates name, of B samples each; `view_conditions` makes the usual ones.
+        streams: the randomness of this step; drawn from are "level", "noise" and what pieces name besides.
+        progress: the fraction of the stage that is done; every Schedule in the rule becomes its number there.
+        images: further images in the shape of x that estimates may name, such as "source" for an edit.
+
+    A sample whose gradient is not finite gets zero instead and is counted in the figure "dropped".
+    """
+    rule = resolve(rule, progress)
+    levels = rule.levels(prior, len(x), streams)
+    clean = {name: image.detach() for name, image in {**(images or {}), "x": x}.items()}
+    probe = Probe(prior, clean, conditions, levels, streams)
+    probe.use(rule.noise(probe))
+    probe.ask(rule.asks())
+    direction = rule.trust(probe) - rule.subtract(probe)
+    result, dropped = _finite(over(rule.weight(levels["main"].k), direction) * direction)
+    for post in rule.post:
+        result = post(result)
+    return Guidance(result, _figures(result, levels["main"], dropped))
+
+
+def check(rule: Rule, prior: Prior, conditions: Iterable[str] = ("prompt", "null", "negative")) -> None:
+    """Raise InputError if the prior cannot serve the rule, before anything is spent."""
+    missing = sorted(rule.needs - prior.capabilities)
+    if missing:
+        who = "; ".join(f"{name!r} ({CAPABILITIES.get(name, 'no known prior has it')})" for name in missing)
+        has = ", ".join(sorted(prior.capabilities)) or "no optional capability"
+        raise InputError(
+            f"this rule needs of its prior {who}, but the prior {prior.name!r} has {has}. "
+            "Choose another rule, or another prior with --prior."
+        )
+    known = set(conditions)
+    unknown = sorted({ask.condition for ask in rule.asks()} - known)
+    if unknown:
+        raise InputError(f"this rule asks for the conditions {unknown}, but there are only {sorted(known)}.")
+
+
+def settled(value: Number) -> float:
+    """A piece's field as the number it is once the rule is resolved."""
+    if isinstance(value, Schedule):
+        raise ValueError(f"{value} is a schedule still: resolve the rule first")
+    return float(value)
+
+
+def _finite(value: Tensor) -> tuple[Tensor, int]:
+    """The batch with each sample that is not finite throughout set to zero, and how many there were."""
+    good = value.isfinite().flatten(1).all(1)
+    return torch.where(over(good, value) > 0, value, torch.zeros_like(value)), int((~good).sum())
+
+
+def _figures(result: Tensor, level: Level, dropped: int) -> dict[str, Any]:
+    norms = result.flatten(1).norm(dim=1)
+    return {
+        "k": float(level.k.mean()),
+        "norm": float(norms.norm()),
+        "norms": norms.tolist(),
+        "t": level.t.tolist(),
+        "dropped": dropped,
+    }

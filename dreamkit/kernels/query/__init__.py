@@ -1,0 +1,62 @@
+"""Questions to a triangle mesh: which face does a ray hit first?
+
+Not differentiable: for previews, baking, ground truth and visibility.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The first hit of every ray: distance [R] along the unit ray (inf where it misses), face [R] (-1 where it misses),
+    barycentric [R, 3] weights of the face's three corners (0 where it misses)."""
+
+    distance: Tensor
+    face: Tensor
+    barycentric: Tensor
+
+
+class Surface(Protocol):
+    """A mesh made ready for queries."""
+
+    def cast(self, origins: Tensor, directions: Tensor) -> Hits:
+        """The first hit of each ray. origins and unit directions: [R, 3] float32, world units."""
+        ...
+
+
+def surface(vertices: Tensor, faces: Tensor, *, backend: str = "auto") -> Surface:
+    """Make a mesh ready for queries.
+
+    Args:
+        vertices: [V, 3] float32, world units.
+        faces: [F, 3] integers into vertices; both sides of a face are hit.
+        backend: "warp" (a bounding volume hierarchy), "reference" (every ray against every face), or "auto" = warp.
+
+    Raises ValueError for other shapes or backends.
+    """
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
+        raise ValueError(
+            f"surface expects vertices [V, 3] and faces [F, 3]; got {tuple(vertices.shape)}, {tuple(faces.shape)}"
+        )
+    if backend == "reference":
+        from dreamkit.kernels.query.reference import ReferenceSurface
+
+        return ReferenceSurface(vertices, faces)
+    if backend in ("auto", "warp"):
+        from dreamkit.kernels.query.warp_kernel import WarpSurface
+
+        return WarpSurface(vertices, faces)
+    raise ValueError(f"backend {backend!r} is not known to query; use auto, warp or reference")
+
+
+def miss(count: int, device: torch.device) -> Hits:
+    """`count` rays that hit nothing."""
+    return Hits(
+        torch.full((count,), float("inf"), device=device),
+        torch.full((count,), -1, dtype=torch.int64, device=device),
+        torch.zeros(count, 3, device=device),
+    )

@@ -1,0 +1,299 @@
+"""The loop: a scene is rendered, the guides say how its pictures should change, and it changes.
+
+A step is a pure function of (state, step number, seed): all its randomness comes from `Streams(seed, step)`. So a run
+that is killed and resumed ends in the same bits as one that was not.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamkit.cameras import ring
+from dreamkit.errors import InputError, RunError
+from dreamkit.guidance.rule import check, gradient
+from dreamkit.images import Images, png
+from dreamkit.priors.prior import Prior, view_conditions
+from dreamkit.losses import needs_normals
+from dreamkit.prompts import views_of
+from dreamkit.recipe import Guide, Recipe, Stage
+from dreamkit.representations.representation import Scene
+from dreamkit.run import Run, flatten, unflatten, write_whole
+from dreamkit.streams import Streams
+
+PATIENCE = 3
+"""Steps in a row that may be skipped for a gradient that is not finite, and roll-backs a run may take."""
+
+Watch = Callable[[int, int, dict[str, Any]], None]
+"""Called after every step with the number of steps done, the number of all steps, and the step's figures."""
+
+
+@dataclass
+class State:
+    """Everything that changes while a recipe runs; a checkpoint is exactly this."""
+
+    scene: Scene
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    """Steps done, over all stages."""
+    attempt: int = 0
+    """Roll-backs so far. A new attempt draws new random numbers, else it would fail where the last one did."""
+
+
+def optimise(recipe: Recipe, run: Run, device: torch.device, watch: Watch | None = None) -> Scene:
+    """Run the recipe to its end, from the run's newest checkpoint if there is one, and return the scene.
+
+    Raises InputError before the first step if the recipe cannot work; RunError if it stops working; KeyboardInterrupt
+    after Ctrl-C or SIGTERM. In the last two cases a checkpoint stands.
+    """
+    priors = load_priors(recipe, run.prompt, device)
+    run.check_prior([prior.identity() for prior in priors.values()])
+    state = _begin(recipe, run, device)
+    skipped = 0
+    with _deferred_interrupts() as interrupted:
+        while state.step < recipe.steps:
+            stage, first = stage_of(recipe, state.step)
+            if state.step == first and first > 0:
+                state = _next_stage(recipe, run.seed, state, device)
+            figures = take_step(stage, state, first, priors, run.prompt, run.seed)
+            skipped = skipped + 1 if figures["skipped"] else 0
+            if skipped == PATIENCE:
+                state, skipped = _roll_back(recipe, run, device, state, figures), 0
+                continue
+            _record(recipe, run, state, figures)
+            if watch:
+                watch(state.step, recipe.steps, figures)
+            if interrupted.is_set() and state.step < recipe.steps:
+                save(run, state)
+                raise KeyboardInterrupt
+    return state.scene
+
+
+def take_step(
+    stage: Stage, state: State, first: int, priors: dict[Any, Prior], prompt: str, seed: int
+) -> dict[str, Any]:
+    """One step of a stage that began after `first` steps: render, ask the guides, change the scene. Returns figures."""
+    local, clock = state.step - first, _Clock()
+    now = stage.at(local)
+    streams = Streams(seed + (state.attempt << 32), state.step)
+    cameras = now.cameras.sample(now.batch, streams)
+    views: list[str | None] = [*views_of(cameras)] if now.view_words else [None] * len(cameras)
+    with clock("render"):
+        normals = any(guide.sees == "normal" for guide in now.guides) or needs_normals(now.losses)
+        images = state.scene.render(cameras, streams, now=now.representation, training=True, normals=normals)
+    losses: dict[str, Tensor] = {}
+    figures: dict[str, Any] = {}
+    for number, guide in enumerate(now.guides):
+        prior = priors[guide.prior]
+        with clock("encode"):
+            x = prior.encode(seen(images, guide), streams)
+        with clock("prior"):
+            conditions = view_conditions(prior, prompt, views, now.negative_prompt)
+            guidance = gradient(guide.rule, prior, x, conditions, streams, local / stage.steps)
+        # The one reduction: a sum over each view, a mean over the views.
+        losses[f"guide{number}"] = guide.weight * (guidance.gradient * x).sum() / len(x)
+        figures[f"guide{number}"] = guidance.figures
+    for term in now.losses:
+        losses[term.function.__name__] = term(images, state.scene)
+    groups = state.scene.parameters(now.representation)
+    for mine, fresh in zip(state.optimiser.param_groups, groups, strict=True):
+        mine["lr"] = fresh["lr"]
+    with clock("backward"):
+        state.optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+    bad = _not_finite(losses, groups)
+    with clock("update"):
+        if not bad:
+            state.optimiser.step()
+            state.scene.after_step(local, streams)
+    state.step += 1
+    alpha = images.alpha.detach()
+    return figures | {
+        "losses": {name: loss.item() for name, loss in losses.items()},
+        "coverage": alpha.mean().item(),
+        "opacity_entropy": _entropy(alpha),
+        "skipped": bad,
+        "seconds": clock.seconds,
+    }
+
+
+def seen(images: Images, guide: Guide) -> Tensor:
+    """What a guide's prior is shown, as a picture [B, 3, H, W] in [0, 1]."""
+    if guide.sees == "normal":
+        assert images.normal is not None
+        return 0.5 * (images.normal + 1)
+    if guide.sees == "depth":
+        # Near is bright, as in the depth maps that priors were trained on; nothing is black.
+        far = images.depth.amax(dim=(1, 2, 3), keepdim=True)
+        near = torch.where(images.alpha > 0.5, images.depth, far).amin(dim=(1, 2, 3), keepdim=True)
+        return ((far - images.depth) / (far - near).clamp(min=1e-6) * images.alpha).clamp(0, 1).expand(-1, 3, -1, -1)
+    return images.rgb
+
+
+def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, Prior]:
+    """Every prior of the recipe, once each, checked against its rules and the prompt. Raises InputError."""
+    guides = [guide for stage in recipe.stages for guide in stage.guides]
+    priors: dict[Any, Prior] = {}
+    for guide in guides:
+        if guide.prior not in priors:
+            priors[guide.prior] = guide.prior.load(device)
+            priors[guide.prior].check_prompt(prompt)
+        check(guide.rule, priors[guide.prior])
+    return priors
+
+
+def stage_of(recipe: Recipe, step: int) -> tuple[Stage, int]:
+    """The stage that step number `step` belongs to, and the number of its first step."""
+    first = 0
+    for stage in recipe.stages:
+        if step < first + stage.steps:
+            return stage, first
+        first += stage.steps
+    return recipe.stages[-1], first - recipe.stages[-1].steps
+
+
+def build(stage: Stage, seed: int, device: torch.device) -> tuple[Scene, torch.optim.Optimizer]:
+    """A stage's fresh scene and optimiser."""
+    scene = stage.representation.build(device, Streams(seed, -1))
+    groups = scene.parameters(stage.at(0).representation)
+    return scene, torch.optim.Adam(groups, betas=stage.adam.betas, eps=stage.adam.eps, fused=True)
+
+
+def save(run: Run, state: State) -> None:
+    """Write a checkpoint of the whole state."""
+    tensors, facts = flatten({"scene": state.scene.state(), "optimiser": state.optimiser.state_dict()})
+    run.save_checkpoint(state.step, tensors, {"attempt": state.attempt, "structure": facts})
+
+
+def restore(recipe: Recipe, run: Run, device: torch.device) -> State | None:
+    """The state of the run's newest good checkpoint, or None if it has none."""
+    found = run.latest_checkpoint()
+    if found is None:
+        return None
+    step, tensors, facts = found
+    # The state after a stage's last step still belongs to that stage.
+    stage, _ = stage_of(recipe, max(step - 1, 0))
+    scene, optimiser = build(stage, run.seed, device)
+    try:
+        saved = unflatten(tensors, facts["structure"])
+        scene.load(saved["scene"])
+        optimiser.load_state_dict(saved["optimiser"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the checkpoint of step {step} in {run.path} does not fit its recipe ({error}). It may come from another "
+            "version of dreamkit: start a new run with `dreamkit generate`."
+        ) from error
+    return State(scene, optimiser, step, int(facts["attempt"]))
+
+
+def _begin(recipe: Recipe, run: Run, device: torch.device) -> State:
+    state = restore(recipe, run, device)
+    if state is None:
+        state = State(*build(recipe.stages[0], run.seed, device))
+    run.rewind(state.step)
+    return state
+
+
+def _next_stage(recipe: Recipe, seed: int, state: State, device: torch.device) -> State:
+    """The state a later stage starts in: the scene as it is, under the stage's own settings, and a fresh optimiser."""
+    stage, first = stage_of(recipe, state.step)
+    scene, optimiser = build(stage, seed, device)
+    try:
+        scene.load(state.scene.state())
+    except ValueError as error:
+        raise RunError(
+            f"the stage that starts at step {first} cannot go on with the scene of the stage before it: {error}"
+        ) from error
+    return State(scene, optimiser, state.step, state.attempt)
+
+
+def _roll_back(recipe: Recipe, run: Run, device: torch.device, state: State, figures: dict[str, Any]) -> State:
+    """Back to the last good checkpoint (or the beginning), to go on with other random numbers. Raises RunError."""
+    named = ", ".join(figures["skipped"])
+    if state.attempt == PATIENCE:
+        raise RunError(
+            f"step {state.step}: {named} not finite {PATIENCE} times in a row, after {PATIENCE} roll-backs. The last good "
+            f"checkpoint stands in {run.path}. Try a smaller learning rate or guidance scale, or another seed."
+        )
+    back = restore(recipe, run, device) or State(*build(recipe.stages[0], run.seed, device))
+    back.attempt = state.attempt + 1
+    run.rewind(back.step)
+    return back
+
+
+def _record(recipe: Recipe, run: Run, state: State, figures: dict[str, Any]) -> None:
+    """Log, checkpoint and preview when it is time."""
+    last, cadence = state.step == recipe.steps, recipe.cadence
+    if last or state.step % cadence.log == 0:
+        run.log(state.step, **figures)
+    if last or state.step % cadence.checkpoint == 0:
+        save(run, state)
+    if last or state.step % cadence.preview == 0:
+        folder = run.path / "images"
+        folder.mkdir(exist_ok=True)
+        write_whole(folder / f"step_{state.step:06d}.png", png(preview(state.scene)))
+
+
+@torch.no_grad()
+def preview(scene: Scene) -> Tensor:
+    """Four views of the scene from all round, in one picture [3, H, 4 W]."""
+    return torch.cat(list(scene.render(ring(4, size=128)).rgb), dim=-1)
+
+
+def _not_finite(losses: dict[str, Tensor], groups: list[Any]) -> list[str]:
+    """The names of the losses, or else of the parameter groups' gradients, that are not finite."""
+    named = [f"loss {name}" for name, loss in losses.items() if not bool(loss.isfinite())]
+    if named:
+        return named
+    return [
+        f"gradient of {group['name']}"
+        for group in groups
+        if not all(bool(p.grad.sum().isfinite()) for p in group["params"] if p.grad is not None)
+    ]
+
+
+def _entropy(alpha: Tensor) -> float:
+    """Mean binary entropy of opacity in bits: 0 when every pixel is empty or solid, 1 when all is half fog."""
+    a = alpha.clamp(1e-6, 1 - 1e-6)
+    return float(-(a * a.log2() + (1 - a) * (1 - a).log2()).mean())
+
+
+@dataclass
+class _Clock:
+    """Wall-clock seconds by part of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+
+
+@contextmanager
+def _deferred_interrupts() -> Iterator[threading.Event]:
+    """While inside, the first Ctrl-C or SIGTERM only sets the event, so that a step is never cut; a second one cuts."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,99 @@
+"""Regularisers: what a scene is asked for besides pleasing the prior.
+
+Each is a function (images, scene) -> scalar, a mean over pixels or rays, so that its weight means the same at every
+picture size and batch. `Weighted` puts one into a recipe.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamkit.images import Images
+from dreamkit.schedule import Number, fixed
+
+Loss = Callable[[Images, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """`weight * function(images, scene)`; the weight may be a Schedule, resolved before the call."""
+
+    function: Loss
+    weight: Number = 1.0
+
+    def __call__(self, images: Images, scene: Any) -> Tensor:
+        return fixed(self.weight) * self.function(images, scene)
+
+
+def needs_normals(losses: Iterable[Weighted]) -> bool:
+    """Whether any of these losses looks at normals, which a scene renders only when asked."""
+    return any(loss.function in (orientation, smooth_normal) for loss in losses)
+
+
+def opacity(images: Images, scene: Any) -> Tensor:
+    """Against fog and clutter: mean of sqrt(alpha^2 + 0.01) over pixels.
+
+    DreamFusion (arXiv:2209.14988, appendix A.2); `sparsity` in threestudio. At least 0.1, where nothing is seen.
+    """
+    return torch.sqrt(images.alpha**2 + 0.01).mean()
+
+
+def entropy(images: Images, scene: Any) -> Tensor:
+    """Against half-transparency: mean binary entropy of alpha over pixels, in bits, between 0 and 1.
+
+    -a log2 a - (1 - a) log2(1 - a), with a kept in [1e-5, 1 - 1e-5] (Latent-NeRF, arXiv:2211.07600); in nats it is
+    threestudio's `opaque`. Its gradient is 0 where alpha is cut off.
+    """
+    a = images.alpha.clamp(1e-5, 1 - 1e-5)
+    return (-a * torch.log2(a) - (1 - a) * torch.log2(1 - a)).mean()
+
+
+def orientation(images: Images, scene: Any) -> Tensor:
+    """Against surfaces that face away from the camera that sees them: sum of w max(0, n . d)^2, mean over rays.
+
+    d is the ray's direction, n the sample's outward normal; the weight w gets no gradient (Ref-NeRF, arXiv:2112.03907,
+    eq. 11; DreamFusion, arXiv:2209.14988, appendix A.2). Raises ValueError without normals inside the volume.
+    """
+    samples = images.samples
+    if samples is None or samples.normal is None:
+        raise ValueError("orientation needs samples with normals: render the scene with normals=True")
+    away = (samples.normal * samples.direction).sum(-1).clamp(min=0)
+    return (samples.weight.detach() * away**2).sum() / images.alpha.numel()
+
+
+def smooth_rgb(images: Images, scene: Any) -> Tensor:
+    """Against speckles: total variation of the rendered picture, background included."""
+    return total_variation(images.rgb)
+
+
+def smooth_depth(images: Images, scene: Any) -> Tensor:
+    """Against ragged surfaces: total variation of depth, in world units, between pixels weighted by both alphas."""
+    return total_variation(images.depth, images.alpha)
+
+
+def smooth_normal(images: Images, scene: Any) -> Tensor:
+    """Against bumps: total variation of the normal picture. Raises ValueError without one."""
+    if images.normal is None:
+        raise ValueError("smooth_normal needs a normal picture: render the scene with normals=True")
+    return total_variation(images.normal)
+
+
+def total_variation(pictures: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """Mean |difference| of vertical plus that of horizontal neighbours (anisotropic, Rudin-Osher-Fatemi 1992).
+
+    pictures: [B, C, H, W]; alpha: [B, 1, H, W] weighs each difference by the product of its two pixels', without
+    gradient. 0 for a direction that has one pixel only.
+    """
+    total = pictures.new_zeros(())
+    for axis in (2, 3):
+        length = pictures.shape[axis] - 1
+        if length < 1:
+            continue
+        differences = (pictures.narrow(axis, 1, length) - pictures.narrow(axis, 0, length)).abs()
+        if alpha is not None:
+            differences = differences * (alpha.narrow(axis, 1, length) * alpha.narrow(axis, 0, length)).detach()
+        total = total + differences.mean()
+    return total

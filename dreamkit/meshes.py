@@ -1,0 +1,57 @@
+"""Triangle meshes: plain arrays, passed between the rooms.
+
+Positions are in the world frame of `cameras.py`. Faces wind counter-clockwise seen from outside. Colours are in
+[0, 1], display-referred like `images.py`. A mesh is coloured by its texture if it has one, else by its vertex colours,
+else it is white.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Mesh:
+    vertices: np.ndarray
+    """[V, 3] float32, world units."""
+    faces: np.ndarray
+    """[F, 3] int32 into vertices."""
+    colours: np.ndarray | None = None
+    """[V, 3] float32 in [0, 1]."""
+    uv: np.ndarray | None = None
+    """[V, 2] float32 in [0, 1], origin at the bottom left (OpenGL, OBJ); row 0 of the texture is the top, v = 1."""
+    texture: np.ndarray | None = None
+    """[H, W, 3] uint8."""
+
+    def __post_init__(self) -> None:
+        if self.vertices.ndim != 2 or self.vertices.shape[1] != 3 or self.faces.ndim != 2 or self.faces.shape[1] != 3:
+            raise ValueError(
+                f"a Mesh needs vertices [V, 3] and faces [F, 3]; got {self.vertices.shape}, {self.faces.shape}"
+            )
+        if len(self.faces) and (self.faces.min() < 0 or self.faces.max() >= len(self.vertices)):
+            raise ValueError(
+                f"faces name vertices {self.faces.min()}..{self.faces.max()}, but there are {len(self.vertices)}"
+            )
+
+    @property
+    def face_normals(self) -> np.ndarray:
+        """[F, 3] unit normals by the winding (0 for a degenerate face)."""
+        a, b, c = (self.vertices[self.faces[:, i]] for i in range(3))
+        normals = np.cross(b - a, c - a)
+        return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
+
+
+def join(*meshes: Mesh) -> Mesh:
+    """One mesh from several, keeping vertex colours (white where a part has none); textures are not joined."""
+    offsets = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
+    colours = [np.ones_like(m.vertices) if m.colours is None else m.colours for m in meshes]
+    return Mesh(
+        np.concatenate([m.vertices for m in meshes]).astype(np.float32),
+        np.concatenate([m.faces + o for m, o in zip(meshes, offsets, strict=True)]).astype(np.int32),
+        np.concatenate(colours).astype(np.float32),
+    )
+
+
+def coloured(mesh: Mesh, colour: tuple[float, float, float]) -> Mesh:
+    """The mesh in one plain colour."""
+    return replace(mesh, colours=np.tile(np.float32(colour), (len(mesh.vertices), 1)), uv=None, texture=None)

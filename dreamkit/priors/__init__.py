@@ -1,0 +1,17 @@
+"""Priors: frozen diffusion models, and exact ones to test against."""
+
+from dreamkit.priors.analytic import Bell, Gaussian, Mixture
+from dreamkit.priors.pretrained import Diffusers
+from dreamkit.priors.prior import CAPABILITIES, Condition, Prior, PriorSpec, view_conditions
+
+__all__ = [
+    "Prior",
+    "PriorSpec",
+    "Condition",
+    "CAPABILITIES",
+    "view_conditions",
+    "Diffusers",
+    "Gaussian",
+    "Mixture",
+    "Bell",
+]

@@ -1,0 +1,171 @@
+"""Prior: a frozen diffusion model as guidance sees it.
+
+A prior speaks noise levels, never a model's timesteps, and always predicts eps: what its network says is converted at
+the door, in float32 or better, so no rule ever meets a v or a flow (conventions: `dreamkit.diffusion`).
+
+A specification (`Gaussian`, `Mixture`, `Diffusers`: small frozen dataclasses in a recipe) makes a prior by `load`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from dreamkit.diffusion import Level, NoiseSchedule, Parameterization, to_eps
+from dreamkit.prompts import with_view
+from dreamkit.streams import Streams
+
+CAPABILITIES: dict[str, str] = {
+    "joint_views": "priors that see all views of an object at once, such as MVDream",
+    "image_prompt": "priors that take a reference picture, such as Zero123 or IP-Adapter",
+    "control": "priors with a ControlNet",
+    "student": "priors whose network can be copied and trained, such as Stable Diffusion",
+    "video": "video priors",
+}
+"""Every optional capability, with the kind of prior that has it."""
+
+
+class Condition:
+    """What a network is told about each of B samples: named tensors that share a leading batch axis.
+
+    Conditions are stacked and sliced along that axis, so that all branches of a rule make one network call.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.tensors = dict(tensors)
+        sizes = {name: value.shape[0] for name, value in self.tensors.items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"the tensors of a condition share a batch axis; got {sizes}")
+
+    def __len__(self) -> int:
+        return next(iter(self.tensors.values())).shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> "Condition":
+        return Condition({name: value[index] for name, value in self.tensors.items()})
+
+    @staticmethod
+    def cat(conditions: Sequence["Condition"]) -> "Condition":
+        """The conditions of several batches, one after the other; all must hold the same names."""
+        names = {tuple(sorted(condition.tensors)) for condition in conditions}
+        if len(names) != 1:
+            raise ValueError(f"conditions of different kinds cannot be stacked: {sorted(names)}")
+        return Condition({name: torch.cat([c.tensors[name] for c in conditions]) for name in conditions[0].tensors})
+
+
+class Prior(ABC):
+    """A frozen prior on one device.
+
+    The attributes are set by the subclass:
+        name              for messages and the run's record
+        space             "pixel" or "latent"
+        size              side of the square picture it wants; `encode` resizes to it
+        shape             (C, h, w) of one sample x, what the network sees
+        parameterization  what the network says; rules never need it
+        schedule          its noise levels
+        device            where x, conditions and predictions live
+    and counted are `calls` of the network and `samples` pushed through it.
+    """
+
+    name: str
+    space: Literal["pixel", "latent"]
+    size: int
+    shape: tuple[int, int, int]
+    parameterization: Parameterization
+    schedule: NoiseSchedule
+    device: torch.device
+    capabilities: ClassVar[frozenset[str]] = frozenset()
+    calls: int = 0
+    samples: int = 0
+
+    def __init__(self) -> None:
+        self._conditions: dict[str, Condition] = {}
+
+    # What a subclass fills in
+
+    @abstractmethod
+    def encode(self, rgb: Tensor, streams: Streams | None = None) -> Tensor:
+        """x [B, *shape] for pictures rgb [B, 3, H, W] in [0, 1]. Differentiable in rgb.
+
+        A latent prior with a random encoder draws from the stream "vae"; without streams it takes the mean.
+        """
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures [B, 3, size, size] for x [B, *shape], not clamped to [0, 1]. Differentiable in x."""
+
+    @abstractmethod
+    def embed(self, prompt: str) -> Condition:
+        """The condition, of batch one, that a prompt means to this prior. Raises InputError where it means nothing."""
+
+    @abstractmethod
+    def network(self, z: Tensor, level: Level, condition: Condition) -> Tensor:
+        """The network's raw output at z [N, *shape], in its own parameterization and in z's dtype."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Which model this is, for the record of a run: name, where it came from, and a hash of its weights."""
+
+    # What every prior can then do
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+    def level(self, u: float | Tensor) -> Level:
+        """The levels at fractions u [B] of the native schedule (a float: one sample)."""
+        return self.schedule.level(torch.as_tensor(u, dtype=torch.float64).cpu().reshape(-1))
+
+    def level_at(self, index: int | Tensor) -> Level:
+        """The levels at integer indices [B] of the native schedule, 0..steps-1."""
+        return self.schedule.at(torch.as_tensor(index).cpu().long().reshape(-1))
+
+    def level_of_k(self, k: float | Tensor) -> Level:
+        """The levels with noise to signal k [B] > 0."""
+        return self.schedule.of_k(torch.as_tensor(k, dtype=torch.float64).cpu().reshape(-1))
+
+    def check_prompt(self, prompt: str) -> None:  # noqa: B027  most priors understand any text
+        """Raise InputError if the prompt has words this prior does not know. Most priors take any text."""
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """One condition per prompt, stacked. Each prompt is embedded once and remembered. Raises InputError."""
+        for prompt in prompts:
+            if prompt not in self._conditions:
+                self.check_prompt(prompt)
+                self._conditions[prompt] = self.embed(prompt)
+        return Condition.cat([self._conditions[prompt] for prompt in prompts])
+
+    @torch.no_grad()
+    def eps(self, z: Tensor, level: Level, condition: Condition) -> Tensor:
+        """The noise predictions for N samples, each with its own level and condition. One network call, no graph."""
+        if not len(z) == len(level) == len(condition):
+            raise ValueError(f"eps got {len(z)} samples, {len(level)} levels and {len(condition)} conditions")
+        self.calls += 1
+        self.samples += len(z)
+        return to_eps(self.parameterization, self.network(z, level, condition), z, level)
+
+    def predict(self, z: Tensor, level: Level, conditions: Sequence[Condition]) -> list[Tensor]:
+        """eps under each of the conditions at the same z [B, *shape] and level [B]. One network call, no graph."""
+        count = len(conditions)
+        stacked = Condition.cat(conditions)
+        return list(self.eps(torch.cat([z] * count), Level.cat([level] * count), stacked).chunk(count))
+
+
+class PriorSpec(Protocol):
+    """What a recipe holds: a small frozen dataclass that makes a prior."""
+
+    def load(self, device: torch.device | str) -> Prior:
+        """The prior on a device. Raises InputError if there is none to be had."""
+
+
+def view_conditions(prior: Prior, prompt: str, views: Sequence[str], negative: str = "") -> dict[str, Condition]:
+    """The conditions a rule may name, one of each per view: "prompt" (with its view words), "null", "negative".
+
+    The negative prompt gets no view words (threestudio does the same). Embeddings are remembered by the prior.
+    """
+    return {
+        "prompt": prior.condition([with_view(prompt, view) for view in views]),
+        "null": prior.condition([""] * len(views)),
+        "negative": prior.condition([negative] * len(views)),
+    }

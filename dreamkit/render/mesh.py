@@ -1,0 +1,81 @@
+"""Meshes to pictures, by casting rays: for previews, comparisons and ground truth. Not differentiable."""
+
+import torch
+from torch import Tensor
+
+from dreamkit.cameras import Cameras
+from dreamkit.images import Images
+from dreamkit.kernels.query import Hits, surface
+from dreamkit.meshes import Mesh
+
+AMBIENT = 0.6
+
+
+def render_mesh(
+    mesh: Mesh,
+    cameras: Cameras,
+    *,
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    supersample: int = 2,
+    lit: bool = False,
+    device: torch.device | str = "cpu",
+) -> Images:
+    """Pictures of a mesh, with `supersample`^2 rays a pixel.
+
+    Colour is the texture (bilinear) if there is one, else the vertex colours, else white; `lit` multiplies it by
+    ambient + diffuse light that comes from the camera. Depth and normal are averaged over the covered rays of a pixel,
+    as `images.py` says.
+
+    Args:
+        mesh: world units; may be empty, then the pictures are background.
+        cameras: [B].
+    """
+    fine = Cameras(
+        cameras.camera_to_world.to(device),
+        cameras.fov_degrees.to(device),
+        cameras.azimuth_degrees,
+        cameras.elevation_degrees,
+        cameras.height * supersample,
+        cameras.width * supersample,
+    )
+    origins, directions = (r.reshape(-1, 3).contiguous() for r in fine.rays())
+    hits = surface(_tensor(mesh.vertices, device), _tensor(mesh.faces, device)).cast(origins, directions)
+    covered = (hits.face >= 0).float()[:, None]
+    normal = _tensor(mesh.face_normals, device)[hits.face.clamp(min=0)] if len(mesh.faces) else torch.zeros_like(origins)
+    colour = colour_at(mesh, hits) if len(mesh.faces) else torch.zeros_like(origins)
+    if lit:
+        facing = (normal * directions).sum(-1, keepdim=True).abs()
+        colour = colour * (AMBIENT + (1 - AMBIENT) * facing)
+
+    def pixels(values: Tensor) -> Tensor:
+        image = values.reshape(len(cameras), fine.height, fine.width, -1).permute(0, 3, 1, 2)
+        return torch.nn.functional.avg_pool2d(image, supersample)
+
+    alpha = pixels(covered)
+    ground = torch.tensor(background, device=device)[None, :, None, None]
+    depth = pixels(torch.where(hits.face >= 0, hits.distance, 0.0)[:, None]) / alpha.clamp(min=1e-8)
+    return Images(pixels(colour * covered) + ground * (1 - alpha), alpha, depth, pixels(normal * covered))
+
+
+def colour_at(mesh: Mesh, hits: Hits) -> Tensor:
+    """The mesh's colour [R, 3] where rays hit it (anything where they miss)."""
+    device = hits.distance.device
+    corners = _tensor(mesh.faces, device).long()[hits.face.clamp(min=0)]
+    if mesh.texture is not None and mesh.uv is not None:
+        uv = (hits.barycentric[..., None] * _tensor(mesh.uv, device)[corners]).sum(1)
+        return sample_texture(_tensor(mesh.texture, device).float() / 255, uv)
+    if mesh.colours is not None:
+        return (hits.barycentric[..., None] * _tensor(mesh.colours, device)[corners]).sum(1)
+    return torch.ones_like(hits.barycentric)
+
+
+def sample_texture(texture: Tensor, uv: Tensor) -> Tensor:
+    """Bilinear lookup of texture [H, W, C] at uv [N, 2]; v = 1 is the top row, the border is clamped."""
+    grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, None]
+    picture = texture.permute(2, 0, 1)[None]
+    found = torch.nn.functional.grid_sample(picture, grid, padding_mode="border", align_corners=False)
+    return found[0, :, 0].T
+
+
+def _tensor(array: object, device: torch.device | str) -> Tensor:
+    return torch.as_tensor(array, device=device)

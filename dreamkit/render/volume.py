@@ -1,0 +1,183 @@
+"""Volume rendering: a density and colour field, seen through cameras.
+
+Emission and absorption by quadrature along each ray (NeRF, arXiv:2003.08934, eq. 3). This file knows no
+representation: a field is a callable on points, and what is empty or opaque is told by grids over the cube [-1, 1]^3,
+indexed [x, y, z].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamkit.cameras import Cameras
+from dreamkit.images import Images, RaySamples
+from dreamkit.kernels.composite import composite
+from dreamkit.kernels.march import Samples, march
+
+Field = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""points [S, 3] -> density [S] per world unit, >= 0, and colour [S, 3] in [0, 1]."""
+
+NormalField = Callable[[Tensor], Tensor]
+"""points [S, 3] -> unit outward normals [S, 3]."""
+
+HIDDEN_DEPTH = 6.9
+"""Samples behind this optical depth are hidden: their transmittance is below exp(-6.9) = 0.001."""
+
+FAINT_WEIGHT = 1e-3
+"""Samples that weigh less than this in their pixel get no normal, and only the ambient light."""
+
+
+@dataclass(frozen=True)
+class Light:
+    """A point light per view, and a soft rest from everywhere (DreamFusion, arXiv:2209.14988, eq. 7):
+
+    colour = albedo * (diffuse * max(0, n . (l - x) / |l - x|) + ambient);  textureless puts albedo = 1.
+    """
+
+    position: Tensor
+    """[B, 3] world position l."""
+    ambient: float = 0.1
+    diffuse: float = 0.9
+    textureless: bool = False
+
+
+def render_volume(
+    cameras: Cameras,
+    field: Field,
+    occupancy: Tensor,
+    *,
+    step: float,
+    background: Tensor,
+    jitter: Tensor | float = 0.5,
+    normal: NormalField | None = None,
+    light: Light | None = None,
+    thinnest: Tensor | None = None,
+    near: float = 0.0,
+    chunk: int | None = None,
+    backend: str = "auto",
+) -> Images:
+    """Pictures [B, C, H, W] of a field, on a background.
+
+    Args:
+        field: density and colour at points; asked once per chunk of rays.
+        occupancy: bool [G, G, G]; the field is taken as empty where it is False.
+        step: distance between samples along a ray, world units.
+        background: colour [B, 3], or pictures [B, 3, H, W].
+        jitter: where in its step a ray's samples stand, in [0, 1): one number, or [B, H, W].
+        normal: the field's normals; asked only where a sample weighs at least FAINT_WEIGHT. Gives `Images.normal`.
+        light: shade by it, sample by sample; needs `normal`. None shows the colour itself.
+        thinnest: [G, G, G] densities that the field surely reaches; what they hide (HIDDEN_DEPTH) is not asked for.
+        near: distance from the camera where rays begin.
+        chunk: rays at a time, for pictures too big to be rendered at once; without gradients and `Images.samples`.
+
+    Differentiable in the field's outputs and the background. Raises ValueError for a light without normals, a
+    background of another shape, or chunks while gradients are on.
+    """
+    if light is not None and normal is None:
+        raise ValueError("a light needs the field's normals: pass normal=")
+    if chunk is not None and torch.is_grad_enabled():
+        raise ValueError("chunks save no memory while gradients are on: render under torch.no_grad()")
+    shape = (len(cameras), cameras.height, cameras.width)
+    if tuple(background.shape) not in ((shape[0], 3), (shape[0], 3, *shape[1:])):
+        raise ValueError(
+            f"background must be [B, 3] or [B, 3, H, W] with B, H, W = {shape}; got {tuple(background.shape)}"
+        )
+    origins, directions = (x.reshape(-1, 3).contiguous() for x in cameras.rays())
+    offset = torch.as_tensor(jitter, dtype=origins.dtype, device=origins.device).expand(shape).reshape(-1)
+    lamp = None if light is None else light.position.repeat_interleave(shape[1] * shape[2], dim=0)
+
+    def trace(rays: slice) -> _Pixels:
+        samples = march(
+            origins[rays], directions[rays], occupancy, step=step, jitter=offset[rays], near=near, backend=backend
+        )
+        points, samples = _seen(samples, origins[rays], directions[rays], thinnest)
+        density, colour = field(points)
+        normals = None if normal is None else _normals(normal, points, density, samples)
+        if light is not None and lamp is not None and normals is not None:
+            colour = _shade(light, lamp[rays].index_select(0, samples.ray), points, colour, normals)
+        return _composite(samples, directions[rays], density, colour, normals, backend)
+
+    count = len(origins)
+    size = max(count if chunk is None else chunk, 1)
+    pieces = [trace(slice(i, i + size)) for i in range(0, max(count, 1), size)]
+    return _images(pieces, shape, background)
+
+
+@dataclass
+class _Pixels:
+    colour: Tensor
+    alpha: Tensor
+    depth: Tensor
+    normal: Tensor | None
+    samples: RaySamples
+
+
+def _seen(samples: Samples, origins: Tensor, directions: Tensor, thinnest: Tensor | None) -> tuple[Tensor, Samples]:
+    """The samples' points, and the samples, without those that are certainly hidden."""
+    points = samples.positions(origins, directions)
+    if thinnest is None:
+        return points, samples
+    cells = thinnest.shape[0]
+    x, y, z = ((points + 1) * (cells / 2)).long().clamp_(0, cells - 1).unbind(-1)
+    depth = thinnest.reshape(-1).index_select(0, (x * cells + y) * cells + z) * samples.length
+    keep = ~(_before(depth, samples) > HIDDEN_DEPTH)  # not "<=": a NaN must stay and be seen
+    kept = F.pad(torch.cumsum(keep, 0), (1, 0))
+    offsets = kept.index_select(0, samples.offsets).to(samples.offsets.dtype)
+    chosen = keep.nonzero().squeeze(-1)
+    ray, t, length, points = (x.index_select(0, chosen) for x in (samples.ray, samples.t, samples.length, points))
+    return points, Samples(ray, t, length, offsets)
+
+
+def _before(depth: Tensor, samples: Samples) -> Tensor:
+    """The optical depth in front of each sample on its ray, from that of each sample. [S], no gradient.
+
+    One running sum over all rays, in float64 and with opaque samples cut to 30, so that what other rays add and this
+    one subtracts again leaves no rounding behind.
+    """
+    running = F.pad(torch.cumsum(depth.detach().double().clamp(max=30.0), 0), (1, 0))
+    start = running.index_select(0, samples.offsets[:-1])
+    return running[:-1] - start.index_select(0, samples.ray)
+
+
+def _normals(normal: NormalField, points: Tensor, density: Tensor, samples: Samples) -> Tensor:
+    """Unit normals [S, 3], 0 at the samples too faint to matter: most of them, once there is a surface."""
+    depth = density.detach() * samples.length
+    weight = torch.exp(-_before(depth, samples)) * -torch.expm1(-depth)
+    chosen = (~(weight < FAINT_WEIGHT)).nonzero().squeeze(-1)
+    return torch.zeros_like(points).index_copy(0, chosen, normal(points.index_select(0, chosen)))
+
+
+def _shade(light: Light, lamp: Tensor, points: Tensor, albedo: Tensor, normals: Tensor) -> Tensor:
+    towards = F.normalize(lamp.to(points) - points, dim=-1)
+    shading = light.diffuse * (normals * towards).sum(-1, keepdim=True).clamp(min=0) + light.ambient
+    return shading.expand_as(albedo) if light.textureless else albedo * shading
+
+
+def _composite(
+    samples: Samples, directions: Tensor, density: Tensor, colour: Tensor, normals: Tensor | None, backend: str
+) -> _Pixels:
+    features = colour if normals is None else torch.cat([colour, normals], dim=-1)
+    sums = composite(density, features, samples.t, samples.length, samples.offsets, backend=backend)
+    opacity = -torch.expm1(-density * samples.length)
+    inside = RaySamples(sums.weight, normals, directions.index_select(0, samples.ray), opacity)
+    across = None if normals is None else sums.features[:, 3:]
+    return _Pixels(sums.features[:, :3], sums.alpha, sums.depth, across, inside)
+
+
+def _images(pieces: list[_Pixels], shape: tuple[int, int, int], background: Tensor) -> Images:
+    """Pixels on their background, in the conventions of images.py."""
+
+    def picture(values: list[Tensor]) -> Tensor:
+        return torch.cat(values).reshape(*shape, -1).permute(0, 3, 1, 2)
+
+    alpha = picture([p.alpha for p in pieces])
+    behind = background[:, :, None, None] if background.ndim == 2 else background
+    rgb = picture([p.colour for p in pieces]) + (1 - alpha) * behind.to(alpha)
+    # Alpha is cut off below: depth is 0 where nothing is, and its gradient stays finite where almost nothing is.
+    depth = picture([p.depth for p in pieces]) / alpha.clamp(min=1e-5)
+    sums = [p.normal for p in pieces if p.normal is not None]
+    normal = F.normalize(picture(sums), dim=1, eps=1e-5) * alpha if sums else None
+    return Images(rgb, alpha, depth, normal, pieces[0].samples if len(pieces) == 1 else None)

@@ -1,0 +1,255 @@
+"""A radiance field in a hash grid: multiresolution features, a small network, a grid of what is empty.
+
+density(x) = softplus(f(x) + blob(x)),  colour(x) = sigmoid(g(x)),  (f, g) = network(features(x))
+
+The features are Instant-NGP's (arXiv:2201.05989). The blob makes a ball of fog at the start, so that there is something
+to carve: strength * (1 - |x| / radius) (Magic3D, arXiv:2211.10440, section 4.1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamkit.cameras import Cameras
+from dreamkit.errors import InputError
+from dreamkit.images import Images
+from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
+from dreamkit.kernels.march import cell_points, update_occupancy
+from dreamkit.render.volume import render_volume
+from dreamkit.representations.representation import (
+    Background,
+    Colour,
+    Group,
+    LearnedColour,
+    LightName,
+    RandomColour,
+    Shading,
+)
+from dreamkit.schedule import Number, fixed, resolve
+from dreamkit.streams import Streams
+
+TAPS = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
+"""Corners of a tetrahedron: four values give a gradient, exact for a linear function."""
+
+POINTS_AT_ONCE = 2**17
+RAYS_AT_ONCE = 2**15
+
+
+@dataclass(frozen=True)
+class HashGrid:
+    """Specification of a hash-grid scene in the cube [-1, 1]^3.
+
+    Lengths are in world units. A cell is empty while its density is below `empty`: at most 1 - exp(-empty * chord) of
+    a pixel is lost by leaving empty cells out.
+    """
+
+    encoding: HashGridShape = HashGridShape(levels=8, coarsest=8, finest=128)
+    """Made for pictures of about 64 x 64: the finest cells are half a pixel wide. Larger ones want more levels."""
+    hidden: int = 32
+    """Width of the network's one hidden layer."""
+    step: float = 0.06
+    """Distance between samples along a ray; the cube's diagonal has 58."""
+    blob_strength: float = 10.0
+    blob_radius: float = 0.5
+    cells: int = 32
+    """Cells of the occupancy grid, along each axis."""
+    empty: float = 0.05
+    refresh: int = 8
+    """Steps between two looks at what is empty."""
+    forget: float = 0.7
+    """What is left at each look of a cell's remembered density."""
+    normal_step: float = 0.02
+    """Distance of the taps of finite-difference normals."""
+    shading: Shading = field(default_factory=Shading)
+    background: Background = field(default_factory=RandomColour)
+    preview: Colour = (1.0, 1.0, 1.0)
+    """Background of pictures outside of training."""
+    table_rate: Number = 1e-2
+    network_rate: Number = 1e-3
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        lengths = {"step": self.step, "blob_radius": self.blob_radius, "normal_step": self.normal_step}
+        counts = {"hidden": self.hidden, "cells": self.cells, "refresh": self.refresh}
+        for name, value in (lengths | counts).items():
+            if not value > 0:
+                raise InputError(f"HashGrid needs {name} > 0; got {value}")
+        if not 0 <= self.forget < 1:
+            raise InputError(f"HashGrid needs forget in [0, 1): the share of a density that is kept; got {self.forget}")
+
+    def build(self, device: torch.device | str, streams: Streams) -> "HashGridScene":
+        """A fresh scene: a ball of grey fog. Streams "init/table", "init/hidden" and "init/output"."""
+        return HashGridScene(self, torch.device(device), streams)
+
+
+class HashGridScene:
+    """One hash-grid scene: a table, a network of two matrices, and grids of what is occupied and what is opaque."""
+
+    bounds = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
+
+    def __init__(self, spec: HashGrid, device: torch.device, streams: Streams) -> None:
+        def leaf(values: Tensor) -> Tensor:
+            return values.float().to(device).requires_grad_()
+
+        def layer(name: str, rows: int, columns: int) -> Tensor:
+            return leaf((2 * streams.uniform(name, (rows, columns)) - 1) * (3 / columns) ** 0.5)
+
+        encoding = spec.encoding
+        self.spec = spec
+        self.table = leaf(2e-4 * streams.uniform("init/table", (encoding.total, encoding.features)) - 1e-4)
+        self.hidden = layer("init/hidden", spec.hidden, encoding.width)
+        self.output = layer("init/output", 4, spec.hidden)
+        grid = (spec.cells,) * 3
+        self.remembered = torch.zeros(grid, device=device)
+        self.occupied = torch.ones(grid, dtype=torch.bool, device=device)
+        self.thinnest = torch.zeros(grid, device=device)
+        self.backdrop: Tensor | None = None
+        if isinstance(spec.background, LearnedColour):
+            self.backdrop = leaf(torch.logit(torch.tensor(spec.background.start), eps=1e-3))
+
+    def render(
+        self,
+        cameras: Cameras,
+        streams: Streams | None = None,
+        *,
+        now: HashGrid | None = None,
+        training: bool = False,
+        shading: LightName | None = None,
+        normals: bool = False,
+        background: Tensor | Colour | None = None,
+    ) -> Images:
+        """Pictures of the scene; see Scene.render. Streams "jitter", "background", "shading" and "light"."""
+        now = self._now(now)
+        drawn = streams if training else None
+        if training and streams is None:
+            raise ValueError("a training view needs streams to draw from")
+        cameras = cameras.to(self.table.device)
+        shading = shading or ("albedo" if drawn is None else now.shading.choose(drawn))
+        light = now.shading.light(shading, cameras, drawn)
+        size = (len(cameras), cameras.height, cameras.width)
+        return render_volume(
+            cameras,
+            self._field,
+            self.occupied,
+            step=now.step,
+            background=self._backdrop(len(cameras), drawn, background),
+            jitter=0.5 if drawn is None else drawn.uniform("jitter", size, like=self.table),
+            normal=self._normal if normals or light is not None else None,
+            light=light,
+            thinnest=self.thinnest,
+            chunk=None if torch.is_grad_enabled() else RAYS_AT_ONCE,
+            backend=now.backend,
+        )
+
+    def parameters(self, now: HashGrid | None = None) -> list[Group]:
+        """Groups "table", "network" and, where it is learned, "background"."""
+        now = self._now(now)
+        groups: list[Group] = [
+            {"name": "table", "params": [self.table], "lr": fixed(now.table_rate)},
+            {"name": "network", "params": [self.hidden, self.output], "lr": fixed(now.network_rate)},
+        ]
+        if self.backdrop is not None and isinstance(now.background, LearnedColour):
+            groups.append({"name": "background", "params": [self.backdrop], "lr": fixed(now.background.rate)})
+        return groups
+
+    @torch.no_grad()
+    def after_step(self, step: int, streams: Streams) -> None:
+        """Every `refresh` steps, look at one random point of each cell (stream "occupancy")."""
+        spec = self.spec
+        if step % spec.refresh:
+            return
+        draw = streams.uniform("occupancy", (spec.cells**3, 3), like=self.table)
+        seen = self.density(cell_points(spec.cells, draw)).reshape(self.remembered.shape)
+        # A scene that is thin everywhere must not be emptied all at once.
+        empty = seen.mean().clamp(max=spec.empty)
+        self.remembered, occupied = update_occupancy(self.remembered, seen, threshold=empty, decay=spec.forget)
+        # Neighbours count: a surface may lie between two looks, and may grow. A NaN is to be seen, not skipped.
+        self.occupied = _widest((occupied | seen.isnan()).float()).bool()
+        self.thinnest = -_widest(-seen)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all tensors, by name."""
+        return {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over a state, in place. Raises ValueError for missing or unknown names and for other shapes."""
+        mine = self._tensors()
+        shapes = {name: tuple(tensor.shape) for name, tensor in mine.items()}
+        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if shapes != given:
+            raise ValueError(f"not a state of this HashGrid: it has {shapes}; given {given}")
+        for name, tensor in mine.items():
+            tensor.copy_(state[name])
+
+    @torch.no_grad()
+    def density(self, points: Tensor) -> Tensor:
+        """[N, 3] world points -> [N] density per world unit, without gradient."""
+        return self._in_chunks(lambda part: F.softplus(self._raw(part)), points)
+
+    @torch.no_grad()
+    def colour(self, points: Tensor) -> Tensor:
+        """[N, 3] world points -> [N, 3] unlit colour in [0, 1], without gradient."""
+        return self._in_chunks(lambda part: self._field(part)[1], points)
+
+    def _now(self, now: HashGrid | None) -> HashGrid:
+        return resolve(self.spec, 1.0) if now is None else now
+
+    def _tensors(self) -> dict[str, Tensor]:
+        names = ("table", "hidden", "output", "remembered", "occupied", "thinnest")
+        learned = {} if self.backdrop is None else {"background": self.backdrop}
+        return {name: getattr(self, name) for name in names} | learned
+
+    def _field(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        out = F.linear(self._hidden(points), self.output)
+        return F.softplus(out[:, 0] + self._blob(points)), torch.sigmoid(out[:, 1:])
+
+    def _raw(self, points: Tensor) -> Tensor:
+        """[N] density before its activation."""
+        return F.linear(self._hidden(points), self.output[:1]).squeeze(-1) + self._blob(points)
+
+    def _hidden(self, points: Tensor) -> Tensor:
+        features = hashgrid((points + 1) / 2, self.table, self.spec.encoding, backend=self.spec.backend)
+        return F.relu(F.linear(features, self.hidden))
+
+    def _blob(self, points: Tensor) -> Tensor:
+        return self.spec.blob_strength * (1 - points.norm(dim=-1) / self.spec.blob_radius)
+
+    def _normal(self, points: Tensor) -> Tensor:
+        """Unit outward normals [N, 3] by finite differences, which need no second derivative of the hash grid.
+
+        Of the density before its activation: the direction is the same, and does not fade where density saturates.
+        Off by an angle of about normal_step times the surface's curvature.
+        """
+        taps = torch.tensor(TAPS, dtype=points.dtype, device=points.device)
+        around = (points[:, None, :] + self.spec.normal_step * taps).reshape(-1, 3)
+        return F.normalize(-self._raw(around).reshape(-1, 4) @ taps, dim=-1, eps=1e-6)
+
+    def _backdrop(self, count: int, drawn: Streams | None, given: Tensor | Colour | None) -> Tensor:
+        """[B, 3], or [B, 3, H, W] if given as pictures."""
+        like = self.table
+        if given is None and drawn is None:
+            given = self.spec.preview
+        if given is not None:
+            colour = torch.as_tensor(given, dtype=like.dtype, device=like.device)
+            return colour.expand(count, 3) if colour.ndim == 1 else colour
+        assert drawn is not None
+        background = self.spec.background
+        if not isinstance(background, LearnedColour):
+            return background.draw(count, drawn).to(like)
+        assert self.backdrop is not None
+        other = RandomColour().draw(count, drawn).to(like)
+        swap = drawn.uniform("background/swap", (count, 1), like=like) < background.random
+        return torch.where(swap, other, torch.sigmoid(self.backdrop))
+
+    def _in_chunks(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+        points = points.to(self.table)
+        return torch.cat([function(part) for part in points.split(POINTS_AT_ONCE)])
+
+
+def _widest(grid: Tensor) -> Tensor:
+    """[G, G, G] the largest value among each cell and its 26 neighbours."""
+    return F.max_pool3d(grid[None], 3, stride=1, padding=1)[0]

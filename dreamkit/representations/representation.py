@@ -1,0 +1,167 @@
+"""What a 3D representation is, and what all of them share: backgrounds, and light for shaded training views.
+
+A representation is a small frozen specification that a recipe holds, for example `HashGrid(...)`. `build` makes a scene
+of it: the tensors that are optimised. Numbers of the specification that are Schedules change while a stage runs; the
+methods that need them take `now`, the specification resolved at the present progress (schedule.resolve).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypedDict
+
+import torch
+from torch import Tensor
+
+from dreamkit.cameras import Cameras
+from dreamkit.images import Images
+from dreamkit.render.volume import Light
+from dreamkit.schedule import Number, fixed
+from dreamkit.streams import Streams
+
+Colour = tuple[float, float, float]
+LightName = Literal["albedo", "textureless", "lambertian"]
+
+
+class Group(TypedDict):
+    """A parameter group, as torch optimisers take it."""
+
+    name: str
+    params: list[Tensor]
+    lr: float
+
+
+class Scene(Protocol):
+    """One instance of a representation, on a device."""
+
+    bounds: tuple[tuple[float, float, float], tuple[float, float, float]]
+    """Lowest and highest corner of the box that holds the scene, world units."""
+
+    def render(
+        self,
+        cameras: Cameras,
+        streams: Streams | None = None,
+        *,
+        now: Any = None,
+        training: bool = False,
+        shading: LightName | None = None,
+        normals: bool = False,
+        background: Tensor | Colour | None = None,
+    ) -> Images:
+        """Pictures, differentiable in the parameters.
+
+        In training what is not given is drawn from `streams` (sample positions, background, light); otherwise nothing
+        is random. `normals` asks for Images.normal and for normals inside the volume. `now` is the resolved
+        specification, by default that at the end of the stage.
+        """
+        ...
+
+    def parameters(self, now: Any = None) -> list[Group]:
+        """Leaf tensors and their learning rates, always in the same order and, between two calls of after_step,
+        the same tensors."""
+        ...
+
+    def after_step(self, step: int, streams: Streams) -> None:
+        """Upkeep after the optimiser's step number `step`: occupancy, densification."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that is not in the specification. A scene that loads it goes on bit for bit."""
+        ...
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over a state. Raises ValueError if it is not one of this specification."""
+        ...
+
+    def density(self, points: Tensor) -> Tensor:
+        """[N, 3] world points -> [N] density per world unit, without gradient."""
+        ...
+
+    def colour(self, points: Tensor) -> Tensor:
+        """[N, 3] world points -> [N, 3] unlit colour in [0, 1], without gradient."""
+        ...
+
+
+class Representation(Protocol):
+    """A frozen specification of scenes."""
+
+    def build(self, device: torch.device | str, streams: Streams) -> Scene:
+        """A fresh scene; its first values are drawn from `streams`."""
+        ...
+
+
+@dataclass(frozen=True)
+class RandomColour:
+    """A plain background, another in every view: a grey with probability `grey`, else any colour.
+
+    What is not the object must then really be empty, because no colour of fog suits every background.
+    """
+
+    grey: float = 0.5
+
+    def draw(self, count: int, streams: Streams) -> Tensor:
+        """[count, 3] from the stream "background"."""
+        draw = streams.uniform("background", (count, 4))
+        return torch.where(draw[:, 3:] < self.grey, draw[:, :1], draw[:, :3])
+
+
+@dataclass(frozen=True)
+class PlainColour:
+    """One background colour for all views."""
+
+    colour: Colour = (1.0, 1.0, 1.0)
+
+    def draw(self, count: int, streams: Streams) -> Tensor:
+        """[count, 3]; nothing is drawn."""
+        return torch.tensor(self.colour).expand(count, 3)
+
+
+@dataclass(frozen=True)
+class LearnedColour:
+    """One background colour that is optimised with the scene, put aside for a random one in some views.
+
+    Without `random` views the object may dissolve into its background (threestudio's `random_aug`).
+    """
+
+    start: Colour = (0.5, 0.5, 0.5)
+    random: float = 0.5
+    rate: Number = 1e-3
+
+
+Background = RandomColour | PlainColour | LearnedColour
+
+
+@dataclass(frozen=True)
+class Shading:
+    """How training views are lit, drawn anew for every step (DreamFusion, arXiv:2209.14988, section 3.1).
+
+    A step shows the unlit colour with probability `albedo`, grey clay with `textureless`, else the lit colour. The
+    light stands near the camera: in the direction of the camera's plus a normal perturbation of size `spread`, at
+    `distance` times the camera's distance. Unlit steps cost nothing extra; the others need normals.
+    """
+
+    albedo: Number = 1.0
+    textureless: Number = 0.0
+    ambient: Number = 0.1
+    diffuse: Number = 0.9
+    spread: float = 0.8
+    distance: tuple[float, float] = (0.8, 1.5)
+
+    def choose(self, streams: Streams) -> LightName:
+        """This step's kind, from the stream "shading"."""
+        albedo, textureless = fixed(self.albedo), fixed(self.textureless)
+        draw = streams.uniform("shading", (1,)).item()
+        if draw < albedo:
+            return "albedo"
+        return "textureless" if draw < albedo + textureless else "lambertian"
+
+    def light(self, name: LightName, cameras: Cameras, streams: Streams | None) -> Light | None:
+        """The light of these views: from the streams "light" and "light/distance", or at the camera without streams."""
+        if name == "albedo":
+            return None
+        position = cameras.positions
+        if streams is not None:
+            radius = position.norm(dim=-1, keepdim=True)
+            moved = position / radius + self.spread * streams.normal("light", (len(cameras), 3), like=position)
+            low, high = self.distance
+            far = low + (high - low) * streams.uniform("light/distance", (len(cameras), 1), like=position)
+            position = torch.nn.functional.normalize(moved, dim=-1) * radius * far
+        return Light(position, fixed(self.ambient), fixed(self.diffuse), textureless=name == "textureless")

@@ -1,0 +1,96 @@
+"""Numbers that change while a stage runs.
+
+A recipe may hold a `Schedule` wherever it may hold a float. Progress is the fraction of the stage that is done, so a
+recipe means the same at 300 steps and at 10,000. `resolve` turns a whole tree of frozen dataclasses into plain numbers.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From `start` to `end` in a straight line over progress [begin, until]; constant outside."""
+
+    start: float
+    end: float
+    begin: float = 0.0
+    until: float = 1.0
+
+    def at(self, progress: float) -> float:
+        return self.start + (self.end - self.start) * _fraction(progress, self.begin, self.until)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """From `start` to `end` by a constant factor per step over progress [begin, until]; both > 0."""
+
+    start: float
+    end: float
+    begin: float = 0.0
+    until: float = 1.0
+
+    def at(self, progress: float) -> float:
+        return self.start * (self.end / self.start) ** _fraction(progress, self.begin, self.until)
+
+
+@dataclass(frozen=True)
+class Sqrt:
+    """From `start` to `end` with the square root of progress (HiFA, arXiv:2305.18766): fast first, slow later."""
+
+    start: float
+    end: float
+
+    def at(self, progress: float) -> float:
+        return self.start + (self.end - self.start) * math.sqrt(_fraction(progress, 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Switch:
+    """`before` until progress reaches `at_progress`, then `after` (ProlificDreamer's schedule of levels)."""
+
+    before: float
+    after: float
+    at_progress: float
+
+    def at(self, progress: float) -> float:
+        return self.before if progress < self.at_progress else self.after
+
+
+Schedule = Linear | Geometric | Sqrt | Switch
+Number = float | Schedule
+
+
+def fixed(value: Number) -> float:
+    """The number that `value` is. Raises ValueError for a schedule: somebody forgot to resolve it."""
+    if isinstance(value, Schedule):
+        raise ValueError(f"{value} is still a schedule: resolve() what holds it first")
+    return float(value)
+
+
+def resolve(value: Any, progress: float) -> Any:
+    """`value` with every Schedule in it, at any depth of dataclasses and tuples, replaced by its number at `progress`.
+
+    Values without schedules come back as the same object.
+
+    >>> resolve((Linear(0.0, 10.0), "kept"), 0.5)
+    (5.0, 'kept')
+    """
+    if isinstance(value, Schedule):
+        return value.at(progress)
+    if isinstance(value, tuple):
+        items = tuple(resolve(item, progress) for item in value)
+        return value if all(a is b for a, b in zip(items, value, strict=True)) else items
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        new = {f.name: resolve(getattr(value, f.name), progress) for f in dataclasses.fields(value) if f.init}
+        changed = {name: item for name, item in new.items() if item is not getattr(value, name)}
+        return dataclasses.replace(value, **changed) if changed else value
+    return value
+
+
+def _fraction(progress: float, begin: float, until: float) -> float:
+    if until <= begin:
+        return 0.0 if progress < begin else 1.0
+    return min(max((progress - begin) / (until - begin), 0.0), 1.0)

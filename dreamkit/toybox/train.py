@@ -1,0 +1,265 @@
+"""Train the toybox prior: one command, on a CPU or on CUDA, resumable, with data made on the fly.
+
+    python -m dreamkit.toybox.train --folder toybox-run --steps 6000
+
+A UNet2DConditionModel on pixel-unshuffled pictures (64x64x3 becomes 16x16x48, exactly invertible) and a two-layer text
+transformer learn together to predict v = alpha eps - sigma x (Salimans and Ho, arXiv:2202.00512) under Stable
+Diffusion's noise schedule. The learning rate warms up, stays, and falls to zero over the last 40 % of the steps, so a
+run may be resumed with another --steps. What is kept is an exponential moving average of the weights. The result is a
+diffusers pipeline folder in half precision.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamkit import device as devices
+from dreamkit.streams import Streams
+from dreamkit.toybox import world
+from dreamkit.toybox.pictures import Pool, batch, cast_pool
+
+SIZE, FOLD, WORDS, WIDTH = 64, 4, 16, 128
+"""Picture size, pixel-unshuffle factor, tokens in a caption, width of the text transformer."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 6000
+    batch: int = 64
+    rate: float = 1.2e-3
+    ema: float = 0.998
+    drop_caption: float = 0.1
+    views: int = 1024
+    seed: int = 0
+
+
+class Networks(torch.nn.Module):
+    """The two trained networks, together: one set of parameters, one moving average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(_tokens()),
+                hidden_size=WIDTH,
+                intermediate_size=4 * WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=WORDS,
+                bos_token_id=_tokens().index("[BOS]"),
+                eos_token_id=_tokens().index("[EOS]"),
+                pad_token_id=_tokens().index("[PAD]"),
+            )
+        )
+        self.unet = UNet2DConditionModel(
+            sample_size=SIZE // FOLD,
+            in_channels=3 * FOLD**2,
+            out_channels=3 * FOLD**2,
+            block_out_channels=(80, 112, 176),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,
+            norm_num_groups=16,
+        )
+
+    def forward(self, z: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        return self.unet(z, t, self.text_encoder(tokens).last_hidden_state).sample
+
+
+def make_scheduler() -> Any:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def make_tokenizer() -> Any:
+    """One token a word; a word outside the world's vocabulary becomes [UNK]."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate(_tokens())}
+    words = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("[BOS]", ids["[BOS]"]), ("[EOS]", ids["[EOS]"])]
+    words.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        model_max_length=WORDS,
+    )
+
+
+def train(folder: Path, settings: Settings, device: torch.device) -> None:
+    """Train until `settings.steps`, from the newest checkpoint in `folder` if there is one; export at the end."""
+    torch.manual_seed(settings.seed)
+    networks = Networks().to(device, memory_format=torch.channels_last)
+    average = Networks().to(device)
+    average.load_state_dict(networks.state_dict())
+    optimiser = torch.optim.AdamW(networks.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    tokenizer, abar = make_tokenizer(), make_scheduler().alphas_cumprod.to(device)
+    done = _load(folder, networks, average, optimiser, device)
+    if done < settings.steps:
+        pool = cast_pool(settings.views, settings.seed, device)
+        for step in range(done, settings.steps):
+            began = time.monotonic()
+            for group in optimiser.param_groups:
+                group["lr"] = settings.rate * _rate(step, settings.steps)
+            loss = _loss(networks, pool, tokenizer, abar, settings, Streams(settings.seed, step))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+            optimiser.step()
+            _update_average(average, networks, min(settings.ema, (1 + step) / (10 + step)))
+            _log(folder, step, loss, settings, time.monotonic() - began)
+            if (step + 1) % 250 == 0 or step + 1 == settings.steps:
+                _save(folder, step + 1, networks, average, optimiser)
+    export(average, folder / "weights")
+
+
+def _loss(
+    networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams
+) -> Tensor:
+    """mean |v(z_t, t, caption) - (alpha n - sigma x)|^2, t uniform (stratified over the batch), captions at times empty."""
+    pictures, captions = batch(pool, settings.batch, streams)
+    dropped = streams.uniform("drop", (settings.batch,)) < settings.drop_caption
+    captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
+    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(abar.device)
+    x = torch.nn.functional.pixel_unshuffle(2 * pictures - 1, FOLD)
+    u = (torch.arange(settings.batch) + streams.uniform("level", (settings.batch,))) / settings.batch
+    t = (u * len(abar)).long().clamp(max=len(abar) - 1).to(abar.device)
+    alpha, sigma = (a[:, None, None, None] for a in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
+    n = streams.normal("noise", tuple(x.shape), x)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        v = networks((alpha * x + sigma * n).contiguous(memory_format=torch.channels_last), t, tokens)
+    return (v.float() - (alpha * n - sigma * x)).square().mean()
+
+
+def _rate(step: int, steps: int) -> float:
+    """The share of the full learning rate: warm-up, plateau, then a straight fall to zero over the last 40 %."""
+    return min((step + 1) / 200, 1.0, (steps - step) / (0.4 * steps))
+
+
+@torch.no_grad()
+def _update_average(average: Networks, networks: Networks, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(networks.parameters()), 1 - decay)
+
+
+def export(networks: Networks, folder: Path) -> None:
+    """Write the networks as a diffusers pipeline folder, in half precision."""
+    half = Networks()
+    half.load_state_dict(networks.state_dict())
+    half.half()
+    half.unet.save_pretrained(folder / "unet")
+    half.text_encoder.save_pretrained(folder / "text_encoder")
+    make_tokenizer().save_pretrained(folder / "tokenizer")
+    make_scheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "DiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _tokens() -> list[str]:
+    return ["[PAD]", "[UNK]", "[BOS]", "[EOS]", *world.vocabulary()]
+
+
+# --- checkpoints: safetensors, written to a temporary name and renamed ---
+
+
+def _tensors(networks: Networks, average: Networks, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for name, value in networks.state_dict().items():
+        yield f"networks/{name}", value
+    for name, value in average.state_dict().items():
+        yield f"average/{name}", value
+    for number, state in optimiser.state_dict()["state"].items():
+        for name, value in state.items():
+            yield f"optimiser/{number}/{name}", value
+
+
+def _save(folder: Path, step: int, networks: Networks, average: Networks, optimiser: torch.optim.Optimizer) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(networks, average, optimiser)}
+    save_file(tensors, folder / "checkpoint.partial", metadata={"step": str(step)})
+    os.replace(folder / "checkpoint.partial", folder / "checkpoint.safetensors")
+
+
+def _load(
+    folder: Path, networks: Networks, average: Networks, optimiser: torch.optim.Optimizer, device: torch.device
+) -> int:
+    """Fill everything from the checkpoint in `folder`; the number of steps done (0 without a checkpoint)."""
+    from safetensors import safe_open
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "checkpoint.safetensors").exists():
+        return 0
+    sections: dict[str, dict[str, Tensor]] = {"networks": {}, "average": {}, "optimiser": {}}
+    with safe_open(folder / "checkpoint.safetensors", "pt", device=str(device)) as file:
+        step = int(file.metadata()["step"])
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            section, name = key.split("/", 1)
+            sections[section][name] = file.get_tensor(key)
+    networks.load_state_dict(sections["networks"])
+    average.load_state_dict(sections["average"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in sections["optimiser"].items():
+        number, name = key.split("/")
+        state.setdefault(int(number), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return step
+
+
+def _log(folder: Path, step: int, loss: Tensor, settings: Settings, seconds: float) -> None:
+    if step % 25:
+        return
+    line = {"step": step, "loss": round(loss.item(), 5), "samples_per_second": round(settings.batch / seconds, 1)}
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"step {step}/{settings.steps}  loss {line['loss']}  {line['samples_per_second']} samples/s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="checkpoint, log and, at the end, weights/")
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--batch", type=int, default=Settings.batch)
+    parser.add_argument("--ema", type=float, default=Settings.ema)
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--device", default="auto")
+    arguments = vars(parser.parse_args())
+    folder, device = arguments.pop("folder"), devices.choose(arguments.pop("device"))
+    train(folder, Settings(**arguments), device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,510 @@
+"""Every rule against closed forms on priors whose score is known, and against the others.
+
+Rules are looked at under pieces of the test's own (`AtK`, `Given`), which say the level and the noise; the expectation
+over the noise is Gauss-Hermite quadrature with 80 nodes, which here is exact to about 1e-12.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dreamkit.diffusion import Level, ddim
+from dreamkit.guidance import CSD, CSD_NEGATIVE, NFSD, SDS, SDS_ANNEALED, SJC, Ask, Rule, gradient, rules
+from dreamkit.guidance.estimate import Combination, Drawn, Guided, Nothing, PerpNeg, Plain
+from dreamkit.guidance.levels import At, Uniform
+from dreamkit.guidance.noise import Fresh
+from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch
+from dreamkit.guidance.rule import Levels, Noise, Noised, Probe, Weight
+from dreamkit.guidance.weight import AlphaSigmaSquared, One, SigmaOverAlpha, SigmaSquared
+from dreamkit.priors import Bell, Gaussian, Mixture, Prior, view_conditions
+from dreamkit.schedule import Linear, resolve
+from dreamkit.streams import Streams
+
+RULES = {name: value for name, value in vars(rules).items() if isinstance(value, Rule)}
+
+# Samples through the prior for one step of batch one, at progress 0.25, and calls. A new rule says its own here.
+COST = {"SDS": (2, 1), "SDS_ANNEALED": (2, 1), "SJC": (2, 1), "CSD": (2, 1), "CSD_NEGATIVE": (3, 1), "NFSD": (3, 1)}
+
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+# The prior of the golden table: s = 0.7, null 0.3, prompt 1.1, negative -0.5, so at scale 7.5 the guided mean is 6.3.
+BELLS = (Bell("", 0.3, 0.7), Bell("y", 1.1, 0.7), Bell("bad", -0.5, 0.7))
+MODES = (Bell("y", 1.0, 0.3), Bell("bad", -1.0, 0.3))
+S, G = 0.7, 7.5
+
+
+# Pieces that say the level and the noise ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AtK(Levels):
+    """Named levels of given k, the same for every sample (or one k a sample)."""
+
+    named: tuple[tuple[str, float | tuple[float, ...]], ...]
+
+    def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
+        return {name: prior.level_of_k(torch.tensor(k, dtype=torch.float64).expand(batch)) for name, k in self.named}
+
+
+@dataclass(frozen=True, eq=False)
+class Given(Noise):
+    value: Tensor
+
+    def __call__(self, probe: Probe) -> Noised:
+        return Noised(self.value)
+
+
+@dataclass(frozen=True)
+class Times(Weight):
+    weight: Weight
+    factor: float
+
+    def __call__(self, k: Tensor) -> Tensor:
+        return self.factor * self.weight(k)
+
+
+def at(rule: Rule, k: float | tuple[float, ...], noise: Tensor) -> Rule:
+    """The rule at a given level with a given noise."""
+    return replace(rule, levels=AtK((("main", k),)), noise=Given(noise))
+
+
+def batch(values: Tensor | list[float]) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
+
+
+def prior_of(bells: tuple[Bell, ...] = BELLS, parameterization: str = "eps", size: int = 1, channels: int = 1) -> Prior:
+    kind = Gaussian if any(bell.prompt == "" for bell in bells) else Mixture
+    return kind(bells, parameterization, size, channels).load("cpu")
+
+
+def look(rule: Rule, x: Tensor, prior: Prior, step: int = 0, progress: float = 0.25, **images: Tensor) -> Tensor:
+    conditions = view_conditions(prior, "y", ["front"] * len(x), negative="bad")
+    if "source" in images:
+        conditions["source"] = prior.condition([""] * len(x))
+    return gradient(rule, prior, x, conditions, Streams(0, step), progress, images).gradient
+
+
+def moments(rule: Rule, x: float, k: float, bells: tuple[Bell, ...] = BELLS) -> tuple[float, float]:
+    """Mean of G over the noise, and the mean of G n, which is G's coefficient of n."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    n, w = batch(nodes), torch.as_tensor(weights / np.sqrt(2 * np.pi))
+    g = look(at(rule, k, n), torch.full_like(n, x), prior_of(bells)).flatten()
+    return float((w * g).sum()), float((w * g * n.flatten()).sum())
+
+
+def plain(rule: Rule, scale: float | None = None) -> Rule:
+    """With weight one, and with the scale of the golden table."""
+    return replace(rule, weight=One(), trust=rule.trust if scale is None else Guided(scale))
+
+
+# The golden table ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "k", "mean", "noise"),
+    [
+        ("SDS at 7.5", plain(SDS, 7.5), 1.0, -2.885906, -0.328859),
+        ("SDS at 1", plain(SDS, 1.0), 1.0, 0.604027, -0.328859),
+        ("SDS of the null prompt", plain(SDS, 0.0), 1.0, 1.140940, -0.328859),
+        ("CSD", plain(CSD), 1.0, -0.536913, 0.0),
+        ("NFSD, high branch", plain(NFSD), 1.0, -4.563758, 0.0),
+        ("NFSD, low branch", replace(plain(NFSD), trust=replace(NFSD.trust, threshold=2.0)), 1.0, -2.885906, 0.671141),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_golden_table(name, rule, k, mean, noise):
+    got = moments(rule, 2.0, k)
+    assert got == pytest.approx((mean, noise), abs=1e-6)  # the table's six digits
+
+
+@pytest.mark.parametrize(
+    ("x", "values"),
+    [
+        (0.2, (-0.637144, 0.076684, 0.059403)),
+        (0.5, (-0.720018, 0.196856, 0.148519)),
+        (1.0, (0.000069, 0.427527, 0.297114)),
+    ],
+)
+def test_sds_on_two_modes_pulls_to_a_mode_at_low_noise_and_to_the_middle_at_high(x, values):
+    got = [moments(plain(SDS, 0.0), x, k, MODES)[0] for k in (0.2, 1.0, 3.0)]
+    assert got == pytest.approx(values, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "values"), [(0.2, (-0.593626, -0.810629, -0.323430)), (1.0, (-0.000069, -0.427527, -0.297114))]
+)
+def test_csd_on_two_modes(x, values):
+    got = [moments(plain(CSD), x, k, MODES)[0] for k in (0.2, 1.0, 3.0)]
+    assert got == pytest.approx(values, abs=1e-6)
+
+
+def test_csd_with_a_narrower_prompt_has_its_fixed_point():
+    bells = (Bell("", 0.3, 0.7), Bell("y", 1.1, 0.4), Bell("bad", 0.0, 1.0))
+    assert moments(plain(CSD), 2.0, 1.0, bells)[0] == pytest.approx(-0.365078, abs=1e-6)
+    assert moments(plain(CSD), 3.912121, 1.0, bells)[0] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_sds_descends_the_noised_log_density():
+    """E[G] = -w k d/dx E_n log p(alpha x + sigma n), by central differences in float64."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    k, x, alpha = 1.0, 0.5, 0.5**0.5
+
+    def expected_log_density(x: float) -> float:
+        z = alpha * (x + k * nodes)
+        spread = alpha**2 * 0.09 + (alpha * k) ** 2
+        density = sum(np.exp(-((z - alpha * m) ** 2) / (2 * spread)) for m in (1.0, -1.0))
+        return float((weights * np.log(density)).sum() / np.sqrt(2 * np.pi))
+
+    slope = (expected_log_density(x + 1e-5) - expected_log_density(x - 1e-5)) / 2e-5
+    assert moments(plain(SDS, 0.0), x, k, MODES)[0] == pytest.approx(-k * slope, abs=1e-8)
+
+
+# Closed forms, draw by draw -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0.1, 1.0, 13.0])
+def test_sds_is_its_closed_form_for_every_draw(k):
+    x, n = batch([-2.0, 0.1, 2.0, 9.0]), batch([0.3, -1.2, 0.0, 2.5])
+    want = (k * (x - 6.3) - S**2 * n) / (S**2 + k**2)
+    torch.testing.assert_close(look(at(plain(SDS, G), k, n), x, prior_of()), want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("k", [0.1, 1.0, 13.0])
+def test_csd_of_equal_widths_is_a_constant_drift(k):
+    x, n = batch([-2.0, 0.1, 2.0, 9.0]), batch([0.3, -1.2, 0.0, 2.5])
+    want = torch.full_like(x, k / (S**2 + k**2) * (0.3 - 1.1))
+    torch.testing.assert_close(look(at(plain(CSD), k, n), x, prior_of()), want, rtol=1e-10, atol=1e-11)
+
+
+def test_sds_as_an_l2_loss_to_the_one_step_estimate():
+    """With weight k, G = x - x0 (the equivalence StableDreamer states)."""
+    k, x, n = 2.0, batch([-2.0, 0.1, 2.0]), batch([0.3, -1.2, 0.0])
+    x0 = 6.3 + S**2 * (x + k * n - 6.3) / (S**2 + k**2)  # of the guided Gaussian, whose mean is 6.3
+    rule = replace(plain(SDS, G), weight=SigmaOverAlpha())
+    torch.testing.assert_close(look(at(rule, k, n), x, prior_of()), x - x0, rtol=1e-12, atol=1e-12)
+
+
+# Identities between rules -------------------------------------------------------------------------------------------
+
+X = batch([-2.0, 0.1, 2.0, 0.7])
+N = batch([0.3, -1.2, 0.0, 2.5])
+KS = (0.3, 0.56, 0.58, 4.0)
+W = batch(list(KS)) ** 2 / (1 + batch(list(KS)) ** 2)
+
+
+def pathwise(rule: Rule, bells: tuple[Bell, ...] = MODES, negative: str = "bad", noise: Tensor = N) -> Tensor:
+    prior = prior_of(bells)
+    conditions = view_conditions(prior, "y", ["side"] * 4, negative)
+    return gradient(at(rule, KS, noise), prior, X, conditions, Streams(0, 0)).gradient
+
+
+def same(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_sjc_is_sds_with_weight_one():
+    same(pathwise(SJC) * W, pathwise(SDS))
+
+
+def test_csd_is_sds_without_its_data_term():
+    """CSD(g) = SDS(g) - w (eps_null - n), and CSD(g) is g times CSD."""
+    null_term = pathwise(replace(SDS, trust=Plain("null")))
+    same(G * pathwise(CSD), pathwise(replace(SDS, trust=Guided(G))) - null_term)
+
+
+def test_nfsd_is_sds_plus_the_noise_below_the_threshold_and_not_above():
+    difference = pathwise(NFSD) - pathwise(replace(SDS, trust=Guided(G)))
+    same(difference[:2], (W * N)[:2])
+    assert (difference - W * N)[2:].abs().min() > 0.01
+
+
+def test_nfsd_with_an_empty_negative_is_csd_above_the_threshold():
+    same(pathwise(NFSD, negative="")[2:], G * pathwise(CSD)[2:])
+
+
+def test_nfsd_switches_between_indices_199_and_200_of_stable_diffusion():
+    prior = prior_of()
+    k = prior.level_at(torch.tensor([199, 200])).k
+    assert k[0] < NFSD.trust.threshold <= k[1]
+
+
+def test_sds_and_csd_are_points_of_the_general_combination():
+    combined = replace(SDS, trust=Combination(prompt=G, null=1 - G, noise=-1.0), subtract=Nothing())
+    same(pathwise(combined), pathwise(replace(SDS, trust=Guided(G))))
+    same(pathwise(replace(combined, trust=Combination(prompt=G, null=-G))), G * pathwise(CSD))
+
+
+def test_a_prediction_equal_to_the_noise_gives_no_gradient():
+    """A prior that knows only x is N(x, 0): its eps is the drawn noise."""
+    prior = prior_of((Bell("", 2.0, 1e-9), Bell("y", 2.0, 1e-9), Bell("bad", 0.0, 1.0)))
+    got = look(at(SDS, 1.0, N), torch.full_like(N, 2.0), prior)
+    assert got.abs().max() < 1e-7  # a width of 1e-9 times the scale of 101
+
+
+def test_dropping_the_subtraction_changes_sds_by_the_noise():
+    same(pathwise(replace(SDS, subtract=Nothing())) - pathwise(SDS), W * N)
+
+
+def test_with_prompt_and_null_alike_the_scale_does_not_matter():
+    bells = (Bell("", 0.3, 0.7), Bell("y", 0.3, 0.7), Bell("bad", 0.0, 1.0))
+    same(pathwise(replace(SDS, trust=Guided(1.0)), bells), pathwise(replace(SDS, trust=Guided(100.0)), bells))
+
+
+def test_the_coefficients_of_csds_schedule_sum_to_zero_all_along():
+
+    for progress in (0.0, 0.1, 0.25, 0.5, 1.0):
+        trust = resolve(CSD_NEGATIVE, progress).trust
+        assert trust.prompt + trust.negative + trust.null + trust.noise == pytest.approx(0.0)
+    assert (trust.prompt, trust.negative, trust.null) == (1.0, -1.0, 0.0)
+
+
+def test_perp_neg_with_weight_zero_is_plain_guidance():
+    prior = prior_of(MODES, size=2, channels=3)
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    guided, zero = (replace(SDS, trust=trust) for trust in (Guided(G), PerpNeg(G, 0.0)))
+    same(look(guided, x, prior), look(zero, x, prior))
+
+
+def test_perp_neg_of_a_batch_is_that_of_its_samples():
+    """The published implementation pairs negatives with the wrong samples when there is more than one."""
+    prior = prior_of(
+        (Bell("", 0.3, 0.7), Bell("y", (1.0, 0.0, 0.2), 0.4), Bell("bad", (-0.3, 0.9, 0.1), 0.5)), "eps", 2, 3
+    )
+    draws = torch.randn(2, 3, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rule = replace(SDS, trust=PerpNeg(G, -1.5))
+    whole = look(at(rule, (0.3, 1.0, 5.0), draws[1]), draws[0], prior)
+    for i, k in enumerate((0.3, 1.0, 5.0)):
+        same(whole[i : i + 1], look(at(rule, k, draws[1, i : i + 1]), draws[0, i : i + 1], prior))
+
+
+# What every rule must do --------------------------------------------------------------------------------------------
+
+PICTURES = torch.randn(3, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+COLOURS = (Bell("y", (1.0, 0.0, 0.2), 0.4), Bell("bad", (-0.3, 0.9, 0.1), 0.5))
+
+
+def colours(parameterization: str = "eps") -> Prior:
+    return prior_of(COLOURS, parameterization, size=4, channels=3)
+
+
+@every_rule
+def test_the_surrogate_loss_has_the_rules_gradient(rule):
+    x = PICTURES.clone().requires_grad_()
+    g = look(rule, x, colours())
+    ((g * x).sum() / 4).backward()
+    assert torch.equal(x.grad, g / 4)
+
+
+@every_rule
+def test_the_gradient_has_the_shape_of_x_no_graph_and_something_to_say(rule):
+    x = (PICTURES.clone().requires_grad_() * 1.0).float()
+    g = look(rule, x, colours())
+    assert (g.shape, g.dtype, g.requires_grad) == (x.shape, x.dtype, False)
+    assert g.abs().max() > 1e-3
+
+
+@every_rule
+@pytest.mark.parametrize("parameterization", ["v", "x0", "flow"])
+def test_a_rule_does_not_notice_what_the_network_predicts(rule, parameterization):
+    same(look(rule, PICTURES, colours(parameterization)), look(rule, PICTURES, colours()))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_costs_what_its_paper_says(name):
+    prior = colours()
+    look(RULES[name], PICTURES, prior)
+    samples, calls = COST[name]
+    assert (prior.samples, prior.calls) == (3 * samples, calls)
+
+
+def test_a_coefficient_of_zero_costs_nothing():
+    prior = colours()
+    look(CSD_NEGATIVE, PICTURES, prior, progress=0.0)
+    assert prior.samples == 3 * 2
+
+
+@every_rule
+def test_a_step_replayed_alone_is_the_same_and_another_step_is_not(rule):
+    prior = colours()
+    run = [look(rule, PICTURES, prior, step) for step in range(3)]
+    assert torch.equal(look(rule, PICTURES, colours(), 2), run[2])
+    assert not torch.equal(run[1], run[2])
+
+
+@every_rule
+def test_a_batch_is_its_samples_one_by_one(rule):
+    noise = torch.randn(PICTURES.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    ks = (0.3, 1.0, 5.0)
+    whole = look(at(rule, ks, noise), PICTURES, colours())
+    parts = [look(at(rule, k, noise[i : i + 1]), PICTURES[i : i + 1], colours()) for i, k in enumerate(ks)]
+    if rule.separable:
+        same(whole, torch.cat(parts))
+    else:
+        assert (whole - torch.cat(parts)).abs().max() > 1e-3
+
+
+@every_rule
+def test_a_weight_twice_as_large_doubles_the_gradient_unless_it_is_normalised(rule):
+    factor = 1.0 if any(isinstance(post, NormalizeBatch | Normalize) for post in rule.post) else 2.0
+    same(
+        look(replace(rule, weight=Times(rule.weight, 2.0)), PICTURES, colours()),
+        factor * look(rule, PICTURES, colours()),
+    )
+
+
+@every_rule
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_sample_is_dropped_and_counted_and_hurts_no_other(rule, bad):
+    prior, x = colours(), PICTURES.clone()
+    x[1, 0, 2, 2] = bad
+    conditions = view_conditions(prior, "y", ["front"] * 3, negative="bad")
+    guidance = gradient(rule, prior, x, conditions, Streams(0, 0), 0.25)
+    assert guidance.figures["dropped"] == 1
+    assert guidance.gradient.isfinite().all()
+    assert guidance.gradient[1].abs().max() == 0
+    whole = look(rule, PICTURES, prior)
+    kept = torch.tensor([0, 2])
+    if rule.separable:
+        assert torch.equal(guidance.gradient[kept], whole[kept])
+    else:
+        assert guidance.gradient[kept].abs().min(0).values.max() > 0
+
+
+@every_rule
+def test_the_figures_of_the_log_are_plain_numbers(rule):
+
+    prior = colours()
+    conditions = view_conditions(prior, "y", ["front"] * 3, negative="bad")
+    guidance = gradient(rule, prior, PICTURES, conditions, Streams(0, 0), 0.25)
+    figures = json.loads(json.dumps(guidance.figures))
+    assert figures["norm"] == pytest.approx(float(guidance.gradient.norm()))
+    assert figures["norms"] == pytest.approx([float(g.norm()) for g in guidance.gradient])
+    assert len(figures["t"]) == 3
+    assert figures["k"] > 0
+
+
+# The pieces ---------------------------------------------------------------------------------------------------------
+
+
+def levels_drawn(rule: Rule, progress: float, count: int = 4000) -> list[float]:
+
+    return resolve(rule, progress).levels(colours(), count, Streams(1, 0))["main"].t.tolist()
+
+
+def test_the_default_levels_are_20_to_980_uniformly():
+    t = levels_drawn(SDS, 0.0, 40_000)
+    assert (min(t), max(t)) == (20.0, 980.0)
+    counts, _ = np.histogram(t, bins=31, range=(20, 981))
+    assert abs(counts - 40_000 / 31).max() < 5 * (40_000 / 31) ** 0.5  # five standard errors
+
+
+def test_annealed_levels_come_down_and_reach_both_ends():
+    assert max(levels_drawn(SDS_ANNEALED, 0.0)) > 970
+    last = levels_drawn(SDS_ANNEALED, 1.0)
+    assert (min(last), max(last)) == (20.0, 300.0)
+
+
+def test_levels_per_batch_are_one_level_and_at_is_deterministic():
+
+    assert len(set(levels_drawn(replace(SDS, levels=Uniform(per="batch")), 0.0, 8))) == 1
+    falling = replace(SDS, levels=At(Linear(0.98, 0.25)))
+    assert [set(levels_drawn(falling, p, 3)) for p in (0.0, 1.0)] == [{980.0}, {250.0}]
+    with pytest.raises(ValueError, match="empty"):
+        levels_drawn(replace(SDS, levels=Uniform(0.9, 0.1)), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "want"),
+    [
+        (SigmaSquared(), lambda alpha, sigma: sigma**2),
+        (One(), lambda alpha, sigma: torch.ones_like(alpha)),
+        (SigmaOverAlpha(), lambda alpha, sigma: sigma / alpha),
+        (AlphaSigmaSquared(), lambda alpha, sigma: alpha * sigma**2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_weights_are_their_formulas_on_stable_diffusions_schedule(weight: Weight, want: Callable[..., Tensor]):
+    level = colours().level(torch.tensor([0.0, 0.02, 0.5, 0.98, 1.0]))
+    torch.testing.assert_close(weight(level.k), want(level.alpha, level.sigma), rtol=1e-12, atol=0)
+
+
+def test_weights_that_have_a_limit_are_finite_at_infinite_k():
+    k = torch.tensor([float("inf")], dtype=torch.float64)
+    assert [weight(k).item() for weight in (SigmaSquared(), One(), AlphaSigmaSquared())] == [1.0, 1.0, 0.0]
+
+
+def test_posts_do_what_they_say():
+    g = torch.tensor([[3.0, -4.0], [0.0, 0.0]]).reshape(2, 1, 1, 2)
+    assert Clamp(3.5)(g).flatten().tolist() == [3.0, -3.5, 0.0, 0.0]
+    assert NormalizeBatch()(g).flatten().tolist() == pytest.approx([0.6, -0.8, 0.0, 0.0])
+    rms = 12.5**0.5
+    assert Normalize()(g).flatten().tolist() == pytest.approx([3 / rms, -4 / rms, 0.0, 0.0])
+
+
+def test_a_rule_not_yet_resolved_says_so():
+    with pytest.raises(ValueError, match="resolve the rule first"):
+        Clamp(Linear(0.0, 1.0))(PICTURES)
+
+
+# Rules of a shape that is still to come: they must fit the tableau as pieces alone ----------------------------------
+
+
+def test_two_levels_with_one_noise_run_as_one_call():
+    """ASD (arXiv:2407.02040): the same noise at k = 1 and 1.2; mean, noise coefficient and cost of the literature."""
+    asd = Rule(AtK((("main", 1.0), ("upper", 1.2))), Fresh(), Guided(G), Plain("prompt", level="upper"), weight=One())
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    prior, n = prior_of(), batch(nodes)
+    g = look(replace(asd, noise=Given(n)), torch.full_like(n, 2.0), prior).flatten()
+    w = torch.as_tensor(weights / np.sqrt(2 * np.pi))
+    assert float((w * g).sum()) == pytest.approx(-3.445492, abs=1e-6)
+    assert float((w * g * n.flatten()).sum()) == pytest.approx(-0.074973, abs=1e-6)
+    assert (prior.calls, prior.samples) == (1, 3 * 80)
+
+
+@dataclass(frozen=True)
+class Inverted(Noise):
+    """x carried by DDIM steps under the null prompt from k = 0 to "lower" (by way of 0.4), and on to "main"."""
+
+    def __call__(self, probe: Probe) -> Noised:
+        clean = probe.prior.level_of_k(torch.full((len(probe.x),), 1e-12, dtype=torch.float64))
+        middle = probe.prior.level_of_k(torch.full((len(probe.x),), 0.4, dtype=torch.float64))
+        z, level, answers = probe.x, clean, {}
+        for name, to in (("", middle), ("", probe.levels["lower"]), ("lower", probe.levels["main"])):
+            eps = probe.prior.predict(z, level, [probe.conditions["null"]])[0]
+            answers |= {Ask("null", name): eps} if name else {}
+            z, level = ddim(z, eps, level, to), to
+        return Noised(torch.zeros_like(z), {("main", "x"): z}, answers)
+
+
+def test_a_sample_made_by_inversion_pays_for_its_predictions_once():
+    """ISM (LucidDreamer, arXiv:2311.11284) on the grid 0, 0.4, 0.8 to k = 1: the direction of the literature."""
+    levels = AtK((("main", 1.0), ("lower", 0.8)))
+    ism = Rule(levels, Inverted(), Guided(G), Plain("null", level="lower"), weight=One())
+    prior = prior_of()
+    assert look(ism, batch([2.0]), prior).item() == pytest.approx(-3.903540, abs=1e-6)
+    assert prior.calls == 3 + 1  # the baseline comes from the path
+
+
+def test_a_second_image_shares_the_noise():
+    """DDS (arXiv:2304.07090): no noise at all, 0.469799 at x = 2 for a source at 0.5, and zero at 1.3."""
+    dds = Rule(AtK((("main", 1.0),)), Fresh(), Plain("prompt"), Plain("source", image="source"), weight=One())
+    for x, want in ((2.0, 0.469799), (1.3, 0.0)):
+        prior = prior_of()
+        got = look(dds, batch([x]), prior, source=batch([0.5]))
+        assert got.item() == pytest.approx(want, abs=1e-6)
+        assert prior.calls == 1
+
+
+def test_what_no_piece_declared_is_asked_for_when_it_is_read():
+    class Curious(Drawn):
+        def __call__(self, probe: Probe) -> Tensor:
+            return probe.eps("negative")
+
+    prior = prior_of()
+    look(replace(SDS, subtract=Curious()), batch([1.0]), prior)
+    assert prior.calls == 2
