@@ -55,9 +55,7 @@ def main() -> None:
     print(f"one 64 x 64 view, {where}, {arguments.threads} threads; ms, best of {arguments.rounds}")
     print(f"{'':17}{'kernels':>10}{'samples':>9}{'forward':>9}{'backward':>9}{'both':>7}{'processor':>10}")
     for case in CASES:
-        best = {
-            name: _best(_scene(case, name, where), case.shading, arguments.rounds) for name in ("warp", "reference")
-        }
+        best = _best(case, where, arguments.rounds)
         for name, seconds in best.items():
             numbers = (seconds.forward, seconds.backward, seconds.total, seconds.processor)
             forward, backward, both, processor = (f"{1e3 * n:.1f}" for n in numbers)
@@ -66,22 +64,27 @@ def main() -> None:
         print(f"{case.name:17}reference / warp = {best['reference'].total / best['warp'].total:.1f}")
 
 
-def _scene(case: Case, backend: str, where: torch.device) -> HashGridScene:
-    """The scene after its first look at what is empty."""
-    built = replace(HashGrid(), blob_strength=case.blob_strength, backend=backend).build(where, Streams(0, 0))
-    built.after_step(0, Streams(0, 0))
-    return built
+def _best(case: Case, where: torch.device, rounds: int) -> dict[str, Seconds]:
+    """By backend the fastest of some rounds, each part by itself, after one round for warming up."""
+    scenes = {backend: _scene(case, backend, where) for backend in ("warp", "reference")}
+    views = [{name: _view(built, case.shading) for name, built in scenes.items()} for _ in range(rounds + 1)]
+    return {name: _fastest([view[name] for view in views[1:]]) for name in scenes}
 
 
-def _best(built: HashGridScene, shading: LightName, rounds: int) -> Seconds:
-    """The fastest of some rounds, after one for warming up; each part by itself."""
-    views = [_view(built, shading) for _ in range(rounds + 1)][1:]
+def _fastest(views: list[Seconds]) -> Seconds:
     return Seconds(
         min(v.forward for v in views),
         min(v.backward for v in views),
         min(v.processor for v in views),
         views[0].samples,
     )
+
+
+def _scene(case: Case, backend: str, where: torch.device) -> HashGridScene:
+    """The scene after its first look at what is empty."""
+    built = replace(HashGrid(), blob_strength=case.blob_strength, backend=backend).build(where, Streams(0, 0))
+    built.after_step(0, Streams(0, 0))
+    return built
 
 
 def _view(built: HashGridScene, shading: LightName) -> Seconds:

@@ -54,7 +54,13 @@ def turntable(
     with tempfile.TemporaryDirectory(prefix="dreamkit-turntable-") as folder:
         film = Path(folder, "turntable.mp4")
         with imageio.get_writer(
-            film, fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=2, quality=8, ffmpeg_log_level="error"
+            film,
+            fps=fps,
+            codec="libx264",
+            pixelformat="yuv420p",
+            macro_block_size=2,
+            quality=8,
+            ffmpeg_log_level="error",
         ) as writer:
             for i in range(0, len(cameras), 4):  # a few at a time: rays take memory
                 for picture in _pictures(centred, cameras[i : i + 4], device):

@@ -72,10 +72,10 @@ def test_the_texture_shows_the_field_all_over_the_surface() -> None:
     points = torch.tensor((mesh.vertices[mesh.faces[face]] * weight[..., None]).sum(1))
     uv = torch.tensor((mesh.uv[mesh.faces[face]] * weight[..., None]).sum(1))
     error = (sample_texture(torch.tensor(mesh.texture).float() / 255, uv) - field(points)).abs()
-    # A cell has 40 texels for an edge of 0.2: a texel is 0.005, the field's slope 1.5. On rims the nearest texel stands
-    # in, one or two texels off.
+    # A leg has 34 texels for an edge of 0.22: a texel is 0.0065, and the field's slope is 1.5. On rims the nearest
+    # texel stands in, in the tips of 45 degree corners from up to five texels off.
     assert error.mean() < 0.004
-    assert error.max() < 0.04
+    assert error.max() < 0.05
 
 
 def test_every_mip_level_sees_only_filled_texels() -> None:

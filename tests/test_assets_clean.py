@@ -129,7 +129,7 @@ def test_clean_does_it_all() -> None:
 
 
 def test_an_empty_mesh_is_an_error_that_says_what_to_try() -> None:
-    with pytest.raises(RunError, match="mesh is empty.*lower level.*train longer"):
+    with pytest.raises(RunError, match=r"mesh is empty.*lower level.*train longer"):
         clean(Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)))
 
 

@@ -101,6 +101,17 @@ def test_the_level_is_that_of_the_surface_the_pictures_show(radius: float, devic
     assert level.iou > 0.97
 
 
+def test_large_pictures_give_the_level_of_small_ones() -> None:
+    grid = density_grid(lambda p: 10 * torch.exp(-outside(p) / 0.05), 48)
+    levels = []
+    for size in (64, 320):  # 320^2 * 2 pixels are more than are looked at
+        alpha, cameras = silhouettes(0.6, count=2, size=size)
+        levels.append(match_level(grid, alpha, cameras).density)  # type: ignore[arg-type]
+    # A radius off by 0.005, a sixth of the small pictures' pixel, is a density off by 10 %.
+    assert levels[1] == pytest.approx(levels[0], rel=0.1)
+    assert levels[1] == pytest.approx(10, rel=0.1)
+
+
 def test_a_hard_object_gets_the_middle_of_the_plateau() -> None:
     alpha, cameras = silhouettes(RADIUS)
     grid = density_grid(lambda p: torch.where(outside(p) < 0, 100.0, 0.0), 96)

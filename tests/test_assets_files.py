@@ -10,6 +10,7 @@ import pytest
 import trimesh
 
 from dreamkit.assets.files import (
+    _gltf_colours,
     from_gltf_frame,
     read,
     read_extras,
@@ -79,7 +80,7 @@ def test_a_white_mesh_comes_back(suffix: str, tmp_path: Path) -> None:
 def test_a_ply_of_a_textured_mesh_is_whole_and_has_its_colours(tmp_path: Path) -> None:
     # Red in the upper half of the texture, blue in the lower; each vertex lies in one half in each of its faces.
     picture = np.zeros((8, 8, 3), np.uint8)
-    picture[:4, :, 0], picture[4:, :, 2] = 255, 255
+    picture[:4, :, 0], picture[4:, :, 2] = 51, 102
     mesh = plain()
     high = mesh.vertices[:, 2] > 0
     uv = np.stack([np.full(len(high), 0.5), np.where(high, 0.75, 0.25)], axis=-1).astype(np.float32)
@@ -89,8 +90,8 @@ def test_a_ply_of_a_textured_mesh_is_whole_and_has_its_colours(tmp_path: Path) -
     back = read(tmp_path / "a.ply")
     assert len(back.vertices) == len(mesh.vertices)
     assert back.colours is not None
-    np.testing.assert_array_equal(back.colours[:, 0] == 1, back.vertices[:, 2] > 0)
-    np.testing.assert_array_equal(back.colours[:, 2] == 1, back.vertices[:, 2] <= 0)
+    np.testing.assert_allclose(back.colours[:, 0] * 255, np.where(back.vertices[:, 2] > 0, 51, 0), atol=1e-4)
+    np.testing.assert_allclose(back.colours[:, 2] * 255, np.where(back.vertices[:, 2] > 0, 0, 102), atol=1e-4)
 
 
 def test_the_glb_says_what_gltf_wants(tmp_path: Path) -> None:
@@ -138,7 +139,8 @@ def test_trimesh_reads_the_glb_alike(tmp_path: Path) -> None:
     mesh = textured()
     write(mesh, tmp_path / "a.glb")
     other = trimesh.load_mesh(tmp_path / "a.glb", process=False)
-    np.testing.assert_allclose(other.bounds, trimesh.Trimesh(to_gltf_frame(mesh.vertices)).bounds, atol=1e-6)
+    turned = to_gltf_frame(mesh.vertices)
+    np.testing.assert_allclose(other.bounds, [turned.min(0), turned.max(0)], atol=1e-6)
     assert other.visual.material.baseColorTexture.size == (64, 64)
     assert other.volume > 0  # the frames differ by a rotation, not by a reflection
 
@@ -146,9 +148,18 @@ def test_trimesh_reads_the_glb_alike(tmp_path: Path) -> None:
 def test_vertex_colours_of_gltf_are_linear(tmp_path: Path) -> None:
     mesh = replace(plain(), colours=np.full((len(plain().vertices), 3), 0.5, np.float32))
     write(mesh, tmp_path / "a.glb")
-    other = trimesh.load_mesh(tmp_path / "a.glb", process=False)
     # sRGB 0.5 is 0.21404 of the light.
-    np.testing.assert_allclose(other.visual.vertex_attributes["color"][:, :3], 0.21404, atol=1e-4)
+    np.testing.assert_allclose(_gltf_colours((tmp_path / "a.glb").read_bytes()), 0.21404, atol=1e-4)
+
+
+def test_another_programs_vertex_colours_are_read(tmp_path: Path) -> None:
+    box = trimesh.creation.box()
+    box.visual.vertex_colors = np.tile(np.uint8([255, 0, 188, 255]), (8, 1))  # trimesh writes bytes, RGBA
+    box.export(tmp_path / "box.glb")
+    back = read(tmp_path / "box.glb")
+    assert back.colours is not None
+    # 188 / 255 of the light is 0.874 on a display.
+    np.testing.assert_allclose(back.colours, np.tile([1, 0, 0.874], (8, 1)), atol=1e-3)
 
 
 def test_frames_and_colours_convert_there_and_back() -> None:

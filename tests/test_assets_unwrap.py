@@ -95,6 +95,19 @@ def test_the_grid_holds_any_number_of_faces(faces: int) -> None:
     assert len(np.unique(middles.round(5), axis=0)) == faces
 
 
+def test_the_grid_keeps_a_texel_round_every_face() -> None:
+    mesh = Mesh(np.eye(3, dtype=np.float32), np.tile(np.array([[0, 1, 2]], np.int32), (8, 1)))
+    uv = grid_atlas(mesh, 64).uv
+    assert uv is not None
+    texel = uv.reshape(-1, 3, 2).astype(np.float64) * 64 % 32  # four cells of 32 texels
+    # float32 coordinates are good to 64 * 6e-8 texels.
+    assert texel.min() == pytest.approx(1, abs=1e-5)
+    assert texel.max() == pytest.approx(31, abs=1e-5)
+    # The hypotenuses lie on x + y = const; the distance between them is that of the constants over sqrt(2).
+    lower, upper = texel[0::2].sum(2).max(1), texel[1::2].sum(2).min(1)
+    np.testing.assert_allclose((upper - lower) / np.sqrt(2), 2, atol=1e-5)
+
+
 def test_time_over_means_the_grid_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _replace_worker(monkeypatch, tmp_path, "import time; time.sleep(60)")
     made = unwrap(knot(1), SIZE, time_limit_s=0.5)

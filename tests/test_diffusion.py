@@ -230,6 +230,18 @@ def test_a_noisy_step_keeps_the_total_noise_and_needs_its_noise():
         ddim(z, eps, level, to, 1.0)
 
 
+def test_a_fully_noisy_step_is_ddpms_posterior():
+    """At eta = 1 the step is N(c0 x0 + c1 z, s^2), the posterior of z' given z and x0 (arXiv:2006.11239, eq. 6-7)."""
+    level, to = level_at(2.0, "vp", 1), level_at(0.5, "vp", 1)
+    ratio = level.alpha / to.alpha
+    c1 = ratio * to.sigma**2 / level.sigma**2
+    c0 = to.alpha * (1 - ratio**2) / level.sigma**2
+    spread = (to.sigma**2 * (1 - ratio**2)).sqrt() / level.sigma
+    x0, eps, noise = draw(0, 1, 5), draw(1, 1, 5), draw(2, 1, 5)
+    z = add_noise(x0, eps, level)
+    torch.testing.assert_close(ddim(z, eps, level, to, 1.0, noise), c0 * x0 + c1 * z + spread * noise)
+
+
 def test_x0_of_undoes_add_noise():
     level = level_at(3.0, "vp")
     x, noise = draw(0, 2, 3), draw(1, 2, 3)

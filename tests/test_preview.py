@@ -23,7 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 def ball() -> Mesh:
     sphere = trimesh.creation.icosphere(subdivisions=3, radius=0.2)
-    return Mesh((sphere.vertices + [0.5, 0, 0.3]).astype(np.float32), sphere.faces.astype(np.int32))
+    return Mesh((sphere.vertices + np.array([0.5, 0, 0.3])).astype(np.float32), sphere.faces.astype(np.int32))
 
 
 def two_sided() -> Mesh:

@@ -129,6 +129,13 @@ def test_view_words_mean_the_prompt_unless_the_view_has_a_bell_of_its_own():
     assert means[:, 0, 0].tolist() == [1.1, -0.9]
 
 
+def test_a_view_of_none_is_the_prompt_as_it_is(monkeypatch):
+    prior, asked = Gaussian(GAUSSIAN, size=2).load("cpu"), []
+    monkeypatch.setattr(prior, "condition", asked.append)
+    view_conditions(prior, "a mug", [None, "back"], negative="a car")
+    assert asked == [["a mug", "a mug, back view"], ["", ""], ["a car", "a car"]]
+
+
 def test_an_unknown_prompt_is_an_error_with_the_nearest_known_one():
     prior = Gaussian(GAUSSIAN).load("cpu")
     with pytest.raises(InputError, match=r"'a mugg'.*Did you mean 'a mug'"):

@@ -414,6 +414,11 @@ def test_a_scheduler_or_a_network_that_does_not_fit_is_named(toy, tmp_path):
 # Identity -----------------------------------------------------------------------------------------------------------
 
 
+def test_loading_says_nothing(toy, capfd):
+    load(toy)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_identity_follows_the_weights(toy, tmp_path):
     folder = shutil.copytree(toy, tmp_path / "model")
     first = load(folder).identity()

@@ -108,7 +108,10 @@ def test_two_files_of_one_name_are_two_systems(tmp_path: Path):
     for steps, folder in ((3, "a"), (4, "b")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(SYSTEM.format(steps=steps))
-    assert [load(tmp_path / folder / "mine.py").steps for folder in "ab"] == [3, 4]
+    files = [tmp_path / folder / "mine.py" for folder in "ab"]
+    assert [load(file).steps for file in files] == [3, 4]
+    # A class defined in one is found there, not in the other.
+    assert {str(file) for file in files} <= {getattr(module, "__file__", None) for module in list(sys.modules.values())}
 
 
 def test_an_unknown_system_names_the_nearest():

@@ -37,6 +37,10 @@ def chord(views):
     return middle[:, None], 2 * (RADIUS**2 - miss).clamp(min=0).sqrt()[:, None]
 
 
+def outward(points):
+    return F.normalize(points, dim=-1)
+
+
 def white(views):
     return torch.ones(len(views), 3).to(views.camera_to_world)
 
@@ -84,9 +88,7 @@ def test_nothing_gives_the_background_and_finite_gradients(device):
         return strength * density, strength * colour
 
     empty = torch.zeros_like(FULL, device=device)
-    images = render_volume(
-        views, field, empty, step=0.05, background=background, normal=lambda p: F.normalize(p, dim=-1)
-    )
+    images = render_volume(views, field, empty, step=0.05, background=background, normal=outward)
     assert torch.equal(images.rgb, background[:, :, None, None].expand_as(images.rgb))
     assert images.alpha.abs().max() == images.depth.abs().max() == images.normal.abs().max() == 0
     assert len(images.samples.weight) == 0
@@ -103,7 +105,7 @@ def test_gradients_stay_finite_where_almost_nothing_is(device):
         FULL.to(device),
         step=0.1,
         background=white(views),
-        normal=lambda p: F.normalize(p, dim=-1),
+        normal=outward,
     )
     (images.depth.sum() + images.normal.sum() + images.rgb.sum()).backward()
     assert torch.isfinite(raw.grad)
@@ -139,7 +141,7 @@ def test_gradients_match_finite_differences(device, lit):
 def test_chunks_change_nothing(device):
     views = cameras(device, size=9)
     jitter = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(0)).to(device)
-    normal, light = lambda p: F.normalize(p, dim=-1), Light(views.positions)
+    light = Light(views.positions)
 
     def render(chunk):
         with torch.no_grad():
@@ -150,7 +152,7 @@ def test_chunks_change_nothing(device):
                 step=0.05,
                 background=white(views),
                 jitter=jitter,
-                normal=normal,
+                normal=outward,
                 light=light,
                 chunk=chunk,
             )
@@ -192,29 +194,20 @@ def test_a_bad_density_stays_on_its_own_rays(device, bad):
         density, colour = ball(3.0)(points)
         return torch.where(points[:, 2] > 0.5, bad, density), colour
 
-    def render(field):
-        thinnest = field(torch.zeros(1, 3, device=device))[0].expand(4, 4, 4) * 0
-        thinnest[:, :, 3] = bad
-        return render_volume(
-            views,
-            field,
-            FULL.to(device),
-            step=0.05,
-            background=white(views),
-            normal=lambda p: F.normalize(p, dim=-1),
-            thinnest=thinnest,
-        )
+    def render(field, thinnest):
+        where = {"step": 0.05, "background": white(views), "normal": outward, "thinnest": thinnest}
+        return render_volume(views, field, FULL.to(device), **where)
 
-    got, want = render(spoilt), render(ball(3.0))
+    thinnest = torch.zeros(4, 4, 4, device=device)
+    thinnest[:, :, 3] = bad
+    got, want = render(spoilt, thinnest), render(ball(3.0), None)
     origins, directions = views.rays()
     path = origins[..., None, :] + directions[..., None, :] * torch.linspace(1, 5, 800, device=device)[:, None]
     clean = ~((path[..., 2] > 0.45) & (path.abs().amax(-1) < 1.01)).any(-1)[:, None]
     assert clean.any()
     for name in ("rgb", "alpha", "depth"):
-        torch.testing.assert_close(
-            getattr(got, name)[clean.expand_as(getattr(got, name))],
-            getattr(want, name)[clean.expand_as(getattr(want, name))],
-        )
+        ours, theirs = getattr(got, name), getattr(want, name)
+        torch.testing.assert_close(ours[clean.expand_as(ours)], theirs[clean.expand_as(theirs)])
     if math.isnan(bad):
         assert got.alpha.isnan().any()
         assert got.rgb.isnan().any()
@@ -222,9 +215,7 @@ def test_a_bad_density_stays_on_its_own_rays(device, bad):
 
 def test_normals_are_unit_times_alpha_and_face_the_camera(device):
     views = cameras(device)
-    images = render_volume(
-        views, ball(50.0), FULL.to(device), step=0.02, background=white(views), normal=lambda p: F.normalize(p, dim=-1)
-    )
+    images = render_volume(views, ball(50.0), FULL.to(device), step=0.02, background=white(views), normal=outward)
     torch.testing.assert_close(images.normal.norm(dim=1, keepdim=True), images.alpha, rtol=1e-5, atol=1e-5)
     middle = images.normal[:, :, 7:9, 7:9].mean((2, 3))
     torch.testing.assert_close(F.normalize(middle, dim=-1), F.normalize(views.positions, dim=-1), rtol=0, atol=0.05)
@@ -257,7 +248,7 @@ def test_a_light_at_the_camera_lights_by_the_cosine(device, textureless):
         FULL.to(device),
         step=0.01,
         background=white(views),
-        normal=lambda p: F.normalize(p, dim=-1),
+        normal=outward,
         light=Light(views.positions, ambient=0.1, diffuse=0.8, textureless=textureless),
     )
     origins, directions = views.rays()

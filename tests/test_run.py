@@ -169,6 +169,16 @@ def test_a_run_that_was_killed_shows_as_interrupted(run: Run):
     assert Run.open(run.path).status == "interrupted"
 
 
+def test_resuming_sweeps_what_a_killed_writer_left(run: Run):
+    run.save_checkpoint(2, some(2), {})
+    left = run.path / "checkpoints" / ".step_000004.safetensors.7.tmp"
+    left.write_bytes(b"half")
+    run.close()
+    with Run.resume(run.path) as again:
+        assert not left.exists()
+        assert again.latest_checkpoint()[0] == 2
+
+
 def test_the_status_is_one_of_four(run: Run):
     run.update(status="failed", error="step 3: loss not finite")
     run.close()

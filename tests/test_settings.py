@@ -131,6 +131,7 @@ def test_text_is_read_by_the_type_of_its_field(key, text, value):
         ("whole", "", "a whole number is expected; got ''"),
         ("whole", "1 + 1", "is not a constant, a known name or a constructor"),
         ("whole", "9" * 5000, "a whole number is expected"),  # more digits than Python reads
+        ("real", "true", "a number is expected"),
         ("real", "nan", "a number is expected"),
         ("real", "1e999", "a number is expected"),
         ("real", "Linear(0, 1)", "a number is expected"),  # this field cannot change while a stage runs

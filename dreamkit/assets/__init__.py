@@ -1,6 +1,5 @@
 """Assets: density and colour fields become files that people can use.
 
 In order: `extract` (grid, level, marching cubes), `clean` (components, smoothing, decimation), `unwrap` (texture
-coordinates), `bake` (texture), `files` (GLB, OBJ, PLY), `compare` (read back, re-rendered, measured). `make` runs the
-first four.
+coordinates), `bake` (texture), `files` (GLB, OBJ, PLY), `compare` (read back, re-rendered, measured).
 """

@@ -109,7 +109,8 @@ def texels(mesh: Mesh, size: int, at_once: int = 1 << 21) -> Iterator[tuple[np.n
     """
     assert mesh.uv is not None
     # Texture space in texels, y downwards; the centre of texel (row, column) is (column + 0.5, row + 0.5).
-    place = np.stack([mesh.uv[:, 0], 1 - mesh.uv[:, 1]], axis=-1).astype(np.float64) * size
+    uv = mesh.uv.astype(np.float64)
+    place = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=-1) * size
     corners = place[mesh.faces]  # [F, 3, 2]
     first = np.clip(np.ceil(corners.min(1) - 0.5), 0, size - 1).astype(np.int64)
     last = np.clip(np.floor(corners.max(1) - 0.5), -1, size - 1).astype(np.int64)

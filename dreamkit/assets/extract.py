@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from dreamkit.meshes import Mesh
 LOWEST, HIGHEST = 1e-2, 1e4
 """Densities per world unit beyond which differences cannot be seen: 2 % opaque through the whole cube, and opaque in
 less than a thousandth of it."""
+PIXELS = 1 << 16
+FLOOR = math.log(LOWEST) + 1e-4  # the logarithm of "empty", with room for float32 rounding
 
 
 @torch.no_grad()
@@ -83,7 +86,7 @@ def _cut(grid: Tensor, level: float) -> tuple[np.ndarray, np.ndarray]:
     try:  # Warp 1.18 gave it a new home and will take away the old one.
         from warp.geometry import IsoSurfaceMarchingCubes
 
-        cut = IsoSurfaceMarchingCubes.extract
+        cut: Any = IsoSurfaceMarchingCubes.extract
     except ImportError:
         cut = wp.MarchingCubes.extract_surface_marching_cubes
     stream = wp.ScopedStream(wp.stream_from_torch(grid.device)) if grid.is_cuda else nullcontext()
@@ -142,9 +145,11 @@ def match_level(grid: Tensor, alpha: Tensor, cameras: Cameras, *, slack: float =
             f"match_level expects alpha [{len(cameras)}, 1, {cameras.height}, {cameras.width}] like its cameras; "
             f"got {tuple(alpha.shape)}"
         )
-    seen = alpha.to(grid.device).reshape(-1) > 0.5
-    peak = _peak_along_rays(log_density(grid), cameras)
-    if not bool(seen.any()) or float(peak.max()) <= math.log(LOWEST):
+    # Enough pixels to place a level; every other one, or third, of larger pictures.
+    every = math.ceil((alpha.numel() / PIXELS) ** 0.5)
+    seen = alpha[:, 0, ::every, ::every].to(grid.device).reshape(-1) > 0.5
+    peak = _peak_along_rays(log_density(grid), cameras, every)
+    if not bool(seen.any()) or float(peak.max()) <= FLOOR:
         raise RunError(
             f"There is no object to export: the largest opacity in {len(cameras)} views is {float(alpha.max()):.3f} "
             f"(a surface needs 0.5), and the largest density is {float(grid.max()):.3g}. The scene is empty or fog: "
@@ -155,14 +160,13 @@ def match_level(grid: Tensor, alpha: Tensor, cameras: Cameras, *, slack: float =
 
 def _best_cut(peak: Tensor, seen: Tensor, slack: float) -> Level:
     """The level at which {peak > level} and {seen} agree best. peak [N] log densities and seen [N], one a pixel."""
-    floor = math.log(LOWEST)
     peak, order = peak.double().sort(descending=True)
     inside = seen[order].double().cumsum(0)  # pixels of the object among the n + 1 with the highest peaks
     taken = torch.arange(1, len(peak) + 1, device=peak.device, dtype=torch.float64)
     iou = inside / (taken + float(seen.sum()) - inside)
     # A level lies between two peaks: below peak[n], at or above peak[n + 1]. Equal peaks cannot be told apart.
-    lower = torch.cat([peak[1:], peak.new_full((1,), floor)])
-    iou = torch.where(peak > lower.clamp(min=floor), iou, -1.0)
+    lower = torch.cat([peak[1:], peak.new_full((1,), FLOOR)])
+    iou = torch.where(peak > lower.clamp(min=FLOOR), iou, -1.0)
     best = int(iou.argmax())
     # The neighbours on both sides that are as good, up to the slack; what cannot be cut (-1) is passed over.
     bad = (iou < iou[best] - slack) & (iou >= 0)
@@ -172,9 +176,10 @@ def _best_cut(peak: Tensor, seen: Tensor, slack: float) -> Level:
     return Level(math.exp(float(peak[first] + lower[last]) / 2), float(iou[best]))
 
 
-def _peak_along_rays(grid: Tensor, cameras: Cameras, chunk: int = 1 << 14) -> Tensor:
-    """The largest log density [B * H * W] along each pixel's ray inside the cube (the lowest if it misses it)."""
-    origins, directions = (r.reshape(-1, 3).to(grid) for r in cameras.rays())
+def _peak_along_rays(grid: Tensor, cameras: Cameras, every: int, chunk: int = 1 << 14) -> Tensor:
+    """The largest log density along the ray of every `every`-th pixel of every such row, inside the cube (the lowest
+    if it misses it)."""
+    origins, directions = (r[:, ::every, ::every].reshape(-1, 3).to(grid) for r in cameras.rays())
     # Where each ray crosses the three pairs of planes; a ray along a plane gives +-inf, which min and max carry.
     a, b = (-1 - origins) / directions, (1 - origins) / directions
     near = torch.minimum(a, b).amax(-1).clamp(min=0)

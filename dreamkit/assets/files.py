@@ -66,7 +66,11 @@ def read(path: Path | str) -> Mesh:
     if not isinstance(found, trimesh.Trimesh) or not len(found.faces):
         raise InputError(f"{path} holds no triangles")
     mesh = Mesh(np.asarray(found.vertices, np.float32), np.asarray(found.faces, np.int32))
-    mesh = _with_visual(mesh, found.visual, linear=path.suffix.lower() == ".glb")
+    mesh = _with_visual(mesh, found.visual)
+    if path.suffix.lower() == ".glb" and mesh.texture is None:
+        light = _gltf_colours(path.read_bytes())
+        if light is not None and len(light) == len(mesh.vertices):
+            mesh = replace(mesh, colours=to_display(light).astype(np.float32))
     return mesh if path.suffix.lower() == ".ply" else replace(mesh, vertices=from_gltf_frame(mesh.vertices))
 
 
@@ -74,8 +78,7 @@ def read_extras(path: Path | str) -> dict[str, Any]:
     """The `extras` that `write` put into a file; empty for a file of another program."""
     data = Path(path).read_bytes()
     if data[:4] == b"glTF":
-        (length,) = struct.unpack_from("<I", data, 12)
-        return dict(json.loads(data[20 : 20 + length]).get("asset", {}).get("extras", {}))
+        return dict(_gltf_tree(data)[0].get("asset", {}).get("extras", {}))
     head = data[:65536].decode("utf-8", errors="replace")
     for line in head.splitlines():
         if " dreamkit-extras " in line:
@@ -251,22 +254,43 @@ def _vertex_colours(mesh: Mesh) -> np.ndarray:
     return np.ones_like(mesh.vertices) if mesh.colours is None else mesh.colours
 
 
-def _with_visual(mesh: Mesh, visual: Any, linear: bool) -> Mesh:
-    """The mesh with the texture or the vertex colours that trimesh found; `linear` for glTF's vertex colours."""
+def _gltf_tree(data: bytes) -> tuple[dict[str, Any], int]:
+    """The JSON of a GLB file, and where its binary chunk's data begins."""
+    (length,) = struct.unpack_from("<I", data, 12)
+    return json.loads(data[20 : 20 + length]), 28 + length
+
+
+def _gltf_colours(data: bytes) -> np.ndarray | None:
+    """The vertex colours [V, 3] of a GLB file of one primitive, as stored: linear. None if it has none.
+
+    trimesh would round them to bytes, which in linear light leaves steps in dark colours, or drop them.
+    """
+    tree, start = _gltf_tree(data)
+    primitives = [p for m in tree.get("meshes", []) for p in m["primitives"]]
+    if len(primitives) != 1 or "COLOR_0" not in primitives[0]["attributes"]:
+        return None
+    accessor = tree["accessors"][primitives[0]["attributes"]["COLOR_0"]]
+    if "bufferView" not in accessor:
+        return None
+    view = tree["bufferViews"][accessor["bufferView"]]
+    kind = np.dtype({5121: "u1", 5123: "<u2", 5126: "<f4"}[accessor["componentType"]])
+    width = int(accessor["type"][-1])  # VEC3 or VEC4
+    strides = (view.get("byteStride", width * kind.itemsize), kind.itemsize)
+    offset = start + view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
+    found = np.ndarray((accessor["count"], width), kind, data, offset, strides)[:, :3]
+    return found / (np.iinfo(kind).max if kind.kind == "u" else 1)
+
+
+def _with_visual(mesh: Mesh, visual: Any) -> Mesh:
+    """The mesh with the texture or the vertex colours that trimesh found."""
     material = getattr(visual, "material", None)
     picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
     uv = getattr(visual, "uv", None)
     if picture is not None and uv is not None:
         return replace(mesh, uv=np.asarray(uv, np.float32), texture=np.array(picture.convert("RGB")))
-    colours = getattr(visual, "vertex_attributes", {}).get("color")
-    if colours is None and visual.kind in ("vertex", "face"):
-        colours = visual.vertex_colors
-    if colours is None:
+    if visual.kind not in ("vertex", "face"):
         return mesh
-    colours = np.asarray(colours)[:, :3]
-    if colours.dtype.kind == "u":
-        colours = colours / np.iinfo(colours.dtype).max
-    return replace(mesh, colours=(to_display(colours) if linear else colours).astype(np.float32))
+    return replace(mesh, colours=(np.asarray(visual.vertex_colors)[:, :3] / 255).astype(np.float32))
 
 
 def to_linear(colour: np.ndarray) -> np.ndarray:

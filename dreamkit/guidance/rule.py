@@ -221,8 +221,7 @@ def gradient(
     """
     rule = resolve(rule, progress)
     levels = rule.levels(prior, len(x), streams)
-    clean = {name: image.detach() for name, image in {**(images or {}), "x": x}.items()}
-    probe = Probe(prior, clean, conditions, levels, streams)
+    probe = Probe(prior, {**(images or {}), "x": x}, conditions, levels, streams)
     probe.use(rule.noise(probe))
     probe.ask(rule.asks())
     direction = rule.trust(probe) - rule.subtract(probe)

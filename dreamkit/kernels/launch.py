@@ -19,7 +19,7 @@ from torch import Tensor
 if hasattr(wp.config, "log_level"):
     wp.config.log_level = wp.LOG_ERROR  # no banner, no line for every kernel that is compiled
 else:
-    wp.config.quiet = True  # before Warp 1.10 or so
+    wp.config.quiet = True  # type: ignore[attr-defined]  # an older Warp's word for it
 wp.init()
 
 OPTIONS: dict[str, Any] = {"module": "unique", "enable_backward": False}  # of every kernel: the adjoints are written
@@ -64,7 +64,8 @@ def array(tensor: Tensor, dtype: Any) -> Any:
 
 def vectors(tensor: Tensor, length: int) -> Any:
     """`tensor`, which must be contiguous, as a kernel argument: a flat array of vectors of `length` of its scalars."""
-    return array(tensor.view(-1, length), wp.types.vector(length, scalar(tensor)))
+    # By way of one dimension: it gives an empty or expanded tensor the strides that Warp insists on.
+    return array(tensor.view(-1).view(-1, length), wp.types.vector(length, scalar(tensor)))
 
 
 def scalar(tensor: Tensor) -> Any:

@@ -14,6 +14,8 @@ import hashlib
 import importlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,7 +126,8 @@ class DiffusersPrior(Prior):
         count = len(self.tokenizer(prompt).input_ids)
         if count > self._length:
             raise InputError(
-                f"the prompt {prompt!r} has {count} tokens, and the prior {self.name!r} reads {self._length}. Shorten it."
+                f"the prompt {prompt!r} has {count} tokens, and the prior {self.name!r} reads {self._length}. "
+                "Shorten it."
             )
 
     @torch.no_grad()
@@ -253,11 +256,29 @@ def _load(name: str, parts: dict[str, str], folder: Path, dtype: torch.dtype | N
     if CLASSES[name][parts[name]] == "transformers" and dtype is not None:
         options["dtype"] = options.pop("torch_dtype")
     try:
-        return cls.from_pretrained(str(folder), subfolder=name, **options)
+        with _without_bars():
+            return cls.from_pretrained(str(folder), subfolder=name, **options)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise InputError(
             f"cannot load the {name} ({parts[name]}) of {folder}: {error}. Weights must be safetensors."
         ) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars for reading files that are already here; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    shown, hub_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        if hub_shown:
+            enable_progress_bars()
 
 
 def _frozen(model: Any, device: torch.device) -> Any:

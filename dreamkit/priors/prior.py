@@ -159,13 +159,13 @@ class PriorSpec(Protocol):
         """The prior on a device. Raises InputError if there is none to be had."""
 
 
-def view_conditions(prior: Prior, prompt: str, views: Sequence[str], negative: str = "") -> dict[str, Condition]:
+def view_conditions(prior: Prior, prompt: str, views: Sequence[str | None], negative: str = "") -> dict[str, Condition]:
     """The conditions a rule may name, one of each per view: "prompt" (with its view words), "null", "negative".
 
-    The negative prompt gets no view words (threestudio does the same). Embeddings are remembered by the prior.
+    A view of None gets the prompt as it is. The negative prompt never gets view words. The prior remembers embeddings.
     """
     return {
-        "prompt": prior.condition([with_view(prompt, view) for view in views]),
+        "prompt": prior.condition([with_view(prompt, view) if view else prompt for view in views]),
         "null": prior.condition([""] * len(views)),
         "negative": prior.condition([negative] * len(views)),
     }

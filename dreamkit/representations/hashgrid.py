@@ -34,6 +34,9 @@ from dreamkit.streams import Streams
 TAPS = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 """Corners of a tetrahedron: four values give a gradient, exact for a linear function."""
 
+FOR_64_PIXELS = HashGridShape(levels=8, features=2, log2_entries=15, coarsest=8, finest=128)
+"""The finest cells are half a pixel wide in pictures of 64 x 64. Larger pictures want more levels."""
+
 POINTS_AT_ONCE = 2**17
 RAYS_AT_ONCE = 2**15
 
@@ -46,8 +49,7 @@ class HashGrid:
     a pixel is lost by leaving empty cells out.
     """
 
-    encoding: HashGridShape = HashGridShape(levels=8, coarsest=8, finest=128)
-    """Made for pictures of about 64 x 64: the finest cells are half a pixel wide. Larger ones want more levels."""
+    encoding: HashGridShape = FOR_64_PIXELS
     hidden: int = 32
     """Width of the network's one hidden layer."""
     step: float = 0.06

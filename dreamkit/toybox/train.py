@@ -29,6 +29,9 @@ from dreamkit.toybox.pictures import Pool, batch, cast_pool
 SIZE, FOLD, WORDS, WIDTH = 64, 4, 16, 128
 """Picture size, pixel-unshuffle factor, tokens in a caption, width of the text transformer."""
 
+SAVE_EVERY = 250
+"""Steps between two checkpoints."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -136,9 +139,9 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
             torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
             optimiser.step()
             _update_average(average, networks, min(settings.ema, (1 + step) / (10 + step)))
-            _log(folder, step, loss, settings, time.monotonic() - began)
-            if (step + 1) % 250 == 0 or step + 1 == settings.steps:
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == settings.steps:
                 _save(folder, step + 1, networks, average, optimiser)
+            _log(folder, step, loss, settings, time.monotonic() - began)
     export(average, folder / "weights")
 
 

@@ -4,7 +4,7 @@ No two rays share a sample, so rays can be cut among threads in any way and ever
 """
 
 import functools
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import warp as wp
@@ -63,6 +63,7 @@ class _Composite(torch.autograd.Function):
 
 
 @functools.cache
+@no_type_check  # inside, annotations are values that Warp reads
 def _kernels(real: Any, width: int) -> tuple[wp.Kernel, wp.Kernel]:
     """Forward and adjoint, for one scalar type and one number of features."""
     row = wp.types.vector(width, real)
@@ -71,21 +72,27 @@ def _kernels(real: Any, width: int) -> tuple[wp.Kernel, wp.Kernel]:
     terms = 5 if real == wp.float32 else 10  # of the series of 1 - exp(-thin), enough for the last digit
 
     @wp.func
-    def absorbed_thin(depth: real) -> real:  # type: ignore[valid-type]
+    def absorbed_thin(depth: real) -> real:
         """1 - exp(-depth) for a small depth, by its series: the difference would lose its digits."""
         total = one
         for k in range(terms, 1, -1):
-            total = one - depth * total * real(1.0 / float(k))
+            total = one - depth * total * (one / real(k))
         return depth * total
 
     @wp.kernel(**OPTIONS)
     def forward(
-        start: wp.int32, offsets: wp.array(dtype=wp.int32),
-        features: wp.array(dtype=row), seen: wp.array(dtype=row),
-        density: wp.array(dtype=real), t: wp.array(dtype=real), length: wp.array(dtype=real),
-        alpha: wp.array(dtype=real), depth: wp.array(dtype=real), behind: wp.array(dtype=real),
+        start: wp.int32,
+        offsets: wp.array(dtype=wp.int32),
+        features: wp.array(dtype=row),
+        seen: wp.array(dtype=row),
+        density: wp.array(dtype=real),
+        t: wp.array(dtype=real),
+        length: wp.array(dtype=real),
+        alpha: wp.array(dtype=real),
+        depth: wp.array(dtype=real),
+        behind: wp.array(dtype=real),
         weight: wp.array(dtype=real),
-    ):  # type: ignore[no-untyped-def]
+    ):
         ray = start + wp.tid()
         through = one  # what is left of the light, T_i
         thickness = zero
@@ -112,12 +119,20 @@ def _kernels(real: Any, width: int) -> tuple[wp.Kernel, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def adjoint(
-        start: wp.int32, offsets: wp.array(dtype=wp.int32),
-        features: wp.array(dtype=row), to_seen: wp.array(dtype=row), to_features: wp.array(dtype=row),
-        t: wp.array(dtype=real), length: wp.array(dtype=real), weight: wp.array(dtype=real),
-        behind: wp.array(dtype=real), to_alpha: wp.array(dtype=real), to_depth: wp.array(dtype=real),
-        to_weight: wp.array(dtype=real), to_density: wp.array(dtype=real),
-    ):  # type: ignore[no-untyped-def]
+        start: wp.int32,
+        offsets: wp.array(dtype=wp.int32),
+        features: wp.array(dtype=row),
+        to_seen: wp.array(dtype=row),
+        to_features: wp.array(dtype=row),
+        t: wp.array(dtype=real),
+        length: wp.array(dtype=real),
+        weight: wp.array(dtype=real),
+        behind: wp.array(dtype=real),
+        to_alpha: wp.array(dtype=real),
+        to_depth: wp.array(dtype=real),
+        to_weight: wp.array(dtype=real),
+        to_density: wp.array(dtype=real),
+    ):
         # With G_i the gradient that reaches weight i, and d_i = density_i length_i:
         #     dL/dd_i = G_i T_{i+1} - sum_{j>i} G_j weight_j + dL/dalpha T_end
         # From the far end, T_{i+1} = T_end + sum_{j>i} weight_j: sums of positive terms, and no exp.

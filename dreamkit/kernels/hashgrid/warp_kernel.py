@@ -11,7 +11,7 @@ On CUDA a block is one point, a group is one level, and rows are summed by atomi
 """
 
 import functools
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import warp as wp
@@ -81,6 +81,7 @@ def _layout(shape: HashGridShape, device: torch.device) -> tuple[Tensor, Tensor,
 
 
 @functools.cache
+@no_type_check  # inside, annotations are values that Warp reads
 def _kernels(real: Any, features: int) -> dict[str, wp.Kernel]:
     """The three kernels, for one scalar type and number of features."""
     row, vec3, rows8 = wp.types.vector(features, real), wp.types.vector(3, real), wp.types.vector(8, wp.int32)
@@ -88,7 +89,7 @@ def _kernels(real: Any, features: int) -> dict[str, wp.Kernel]:
     zero, one = real(0.0), real(1.0)
 
     @wp.func
-    def unit(x: real) -> real:  # type: ignore[valid-type]
+    def unit(x: real) -> real:
         # Not wp.clamp: these comparisons keep a NaN.
         if x < zero:
             x = zero
@@ -97,24 +98,32 @@ def _kernels(real: Any, features: int) -> dict[str, wp.Kernel]:
         return x
 
     @wp.func
-    def unit3(x: vec3) -> vec3:  # type: ignore[valid-type]
+    def unit3(x: vec3) -> vec3:
         return vec3(unit(x[0]), unit(x[1]), unit(x[2]))
 
     @wp.func
-    def cell_axis(x: real, resolution: wp.int32) -> wp.int32:  # type: ignore[valid-type]
+    def cell_axis(x: real, resolution: wp.int32) -> wp.int32:
         # Clamped as a whole number: a point at 1 is in the last cell, and what a NaN becomes is a row that exists.
         return wp.clamp(wp.int32(x), 0, resolution - 1)
 
     @wp.func
-    def vertices(i: wp.int32, j: wp.int32, k: wp.int32, resolution: wp.int32, first: wp.int32, mask: wp.int32):  # type: ignore[no-untyped-def]
+    def vertices(i: wp.int32, j: wp.int32, k: wp.int32, resolution: wp.int32, first: wp.int32, mask: wp.int32):
         """The rows of the 8 vertices of cell (i, j, k): x is bit 2 of the index, y bit 1, z bit 0."""
         rows = rows8()
         if mask == 0:
             dy = resolution + 1
             dz = dy * dy
             corner = first + i + j * dy + k * dz
-            rows = rows8(corner, corner + dz, corner + dy, corner + dy + dz,
-                corner + 1, corner + 1 + dz, corner + 1 + dy, corner + 1 + dy + dz)
+            rows = rows8(
+                corner,
+                corner + dz,
+                corner + dy,
+                corner + dy + dz,
+                corner + 1,
+                corner + 1 + dz,
+                corner + 1 + dy,
+                corner + 1 + dy + dz,
+            )
         else:
             m = wp.uint32(mask)
             x0 = wp.uint32(i)
@@ -137,10 +146,19 @@ def _kernels(real: Any, features: int) -> dict[str, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def forward(
-        start: wp.int32, blocks: wp.int32, block: wp.int32, count: wp.int32, groups: wp.int32, levels: wp.int32,
-        resolution: wp.array(dtype=wp.int32), first: wp.array(dtype=wp.int32), mask: wp.array(dtype=wp.int32),
-        points: wp.array(dtype=vec3), table: wp.array(dtype=row), out: wp.array(dtype=row),
-    ):  # type: ignore[no-untyped-def]
+        start: wp.int32,
+        blocks: wp.int32,
+        block: wp.int32,
+        count: wp.int32,
+        groups: wp.int32,
+        levels: wp.int32,
+        resolution: wp.array(dtype=wp.int32),
+        first: wp.array(dtype=wp.int32),
+        mask: wp.array(dtype=wp.int32),
+        points: wp.array(dtype=vec3),
+        table: wp.array(dtype=row),
+        out: wp.array(dtype=row),
+    ):
         item = start + wp.tid()
         begin = (item % blocks) * block
         end = wp.min(begin + block, count)
@@ -161,18 +179,31 @@ def _kernels(real: Any, features: int) -> dict[str, wp.Kernel]:
                 y0 = one - y1
                 z0 = one - z1
                 out[p * levels + level] = (
-                    (x0 * y0 * z0) * table[v[0]] + (x0 * y0 * z1) * table[v[1]]
-                    + (x0 * y1 * z0) * table[v[2]] + (x0 * y1 * z1) * table[v[3]]
-                    + (x1 * y0 * z0) * table[v[4]] + (x1 * y0 * z1) * table[v[5]]
-                    + (x1 * y1 * z0) * table[v[6]] + (x1 * y1 * z1) * table[v[7]]
+                    (x0 * y0 * z0) * table[v[0]]
+                    + (x0 * y0 * z1) * table[v[1]]
+                    + (x0 * y1 * z0) * table[v[2]]
+                    + (x0 * y1 * z1) * table[v[3]]
+                    + (x1 * y0 * z0) * table[v[4]]
+                    + (x1 * y0 * z1) * table[v[5]]
+                    + (x1 * y1 * z0) * table[v[6]]
+                    + (x1 * y1 * z1) * table[v[7]]
                 )
 
     @wp.kernel(**OPTIONS)
     def to_table(
-        start: wp.int32, blocks: wp.int32, block: wp.int32, count: wp.int32, groups: wp.int32, levels: wp.int32,
-        resolution: wp.array(dtype=wp.int32), first: wp.array(dtype=wp.int32), mask: wp.array(dtype=wp.int32),
-        points: wp.array(dtype=vec3), to_out: wp.array(dtype=row), result: wp.array(dtype=row),
-    ):  # type: ignore[no-untyped-def]
+        start: wp.int32,
+        blocks: wp.int32,
+        block: wp.int32,
+        count: wp.int32,
+        groups: wp.int32,
+        levels: wp.int32,
+        resolution: wp.array(dtype=wp.int32),
+        first: wp.array(dtype=wp.int32),
+        mask: wp.array(dtype=wp.int32),
+        points: wp.array(dtype=vec3),
+        to_out: wp.array(dtype=row),
+        result: wp.array(dtype=row),
+    ):
         item = start + wp.tid()
         begin = (item % blocks) * block
         end = wp.min(begin + block, count)
@@ -204,10 +235,20 @@ def _kernels(real: Any, features: int) -> dict[str, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def to_points(
-        start: wp.int32, blocks: wp.int32, block: wp.int32, count: wp.int32, groups: wp.int32, levels: wp.int32,
-        resolution: wp.array(dtype=wp.int32), first: wp.array(dtype=wp.int32), mask: wp.array(dtype=wp.int32),
-        points: wp.array(dtype=vec3), table: wp.array(dtype=row), to_out: wp.array(dtype=row), result: wp.array(dtype=vec3),
-    ):  # type: ignore[no-untyped-def]
+        start: wp.int32,
+        blocks: wp.int32,
+        block: wp.int32,
+        count: wp.int32,
+        groups: wp.int32,
+        levels: wp.int32,
+        resolution: wp.array(dtype=wp.int32),
+        first: wp.array(dtype=wp.int32),
+        mask: wp.array(dtype=wp.int32),
+        points: wp.array(dtype=vec3),
+        table: wp.array(dtype=row),
+        to_out: wp.array(dtype=row),
+        result: wp.array(dtype=vec3),
+    ):
         item = start + wp.tid()
         for p in range(item * block, wp.min(item * block + block, count)):
             total = vec3()

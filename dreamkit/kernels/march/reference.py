@@ -8,9 +8,7 @@ from torch import Tensor
 from dreamkit.kernels.march import Samples
 
 
-def march(
-    origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, jitter: Tensor, near: float
-) -> Samples:
+def march(origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, jitter: Tensor, near: float) -> Samples:
     """The contract is in the package's docstring. Memory: R * 2 sqrt(3) / step candidates."""
     t_in, t_out = _cube(origins, directions, near)
     most = math.ceil(2 * math.sqrt(3) / step) + 1  # candidates along the longest diagonal

@@ -7,7 +7,7 @@ number as the reference does it, so leaping changes nothing.
 """
 
 import functools
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import warp as wp
@@ -19,9 +19,7 @@ from dreamkit.kernels.march import Samples
 BLOCK = 4  # cells per axis of a block
 
 
-def march(
-    origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, jitter: Tensor, near: float
-) -> Samples:
+def march(origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, jitter: Tensor, near: float) -> Samples:
     """[R, 3] rays -> Samples."""
     rays, device, real = len(origins), origins.device, scalar(origins)
     count, fill, pool = _kernels(real)
@@ -46,48 +44,66 @@ def march(
 
 
 @functools.cache
+@no_type_check  # inside, annotations are values that Warp reads
 def _kernels(real: Any) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
     """Count, fill, and the pooling of cells to blocks, for one scalar type."""
     vec3 = wp.types.vector(3, real)
+    vec2 = wp.types.vector(2, real)
     zero, one, two, far = real(0.0), real(1.0), real(2.0), real(1.0e30)
     margin = real(1.0e-5 if real == wp.float32 else 1.0e-12)  # well over the rounding of a distance of 1
 
     @wp.func
-    def enters(origin: vec3, direction: vec3, near: real) -> real:  # type: ignore[valid-type]
-        """Where the ray comes into the cube [-1,1]^3; far if it runs beside it."""
-        t = near
+    def inside(origin: vec3, direction: vec3, near: real) -> vec2:
+        """Where the ray comes into the cube [-1,1]^3 and where it leaves it; (0, 0) if it never is inside."""
+        t_in = near
+        t_out = far
         for axis in range(3):
             o = origin[axis]
             d = direction[axis]
             if d != zero:
-                t = wp.max(t, wp.min((-one - o) / d, (one - o) / d))
+                a = (-one - o) / d
+                b = (one - o) / d
+                t_in = wp.max(t_in, wp.min(a, b))
+                t_out = wp.min(t_out, wp.max(a, b))
             elif wp.abs(o) > one:
-                t = far
-        return t
+                t_out = -far
+        # wp.min and wp.max may lose a NaN, and a direction of length 0 never leaves: without this, an endless loop.
+        if wp.length_sq(origin) < far and wp.length_sq(direction) > zero and t_out < far:
+            return vec2(t_in, t_out)
+        return vec2(zero, zero)
 
     @wp.func
-    def leaves(origin: vec3, direction: vec3, low: vec3, high: vec3) -> real:  # type: ignore[valid-type]
-        """Where the ray comes out of the box from low to high, in which it is or was."""
+    def leaves(origin: vec3, direction: vec3, low: vec3, width: real) -> real:
+        """Where the ray leaves the cube with the lowest corner `low`, inside which it is."""
         t = far
         for axis in range(3):
-            o = origin[axis]
             d = direction[axis]
             if d > zero:
-                t = wp.min(t, (high[axis] - o) / d)
+                t = wp.min(t, (low[axis] + width - origin[axis]) / d)
             if d < zero:
-                t = wp.min(t, (low[axis] - o) / d)
+                t = wp.min(t, (low[axis] - origin[axis]) / d)
         return t
 
     @wp.func
-    def cell_axis(x: real, size: wp.int32) -> wp.int32:  # type: ignore[valid-type]
+    def cell_axis(x: real, size: wp.int32) -> wp.int32:
         return wp.clamp(wp.int32(wp.floor((x + one) * (real(size) / two))), 0, size - 1)
 
     @wp.func
     def next_sample(
-        index: wp.int32, t_in: real, t_out: real, origin: vec3, direction: vec3, jitter: real, step: real,
-        size: wp.int32, fine: wp.array(dtype=wp.uint8), blocks: wp.int32, coarse: wp.array(dtype=wp.uint8),
-    ) -> wp.int32:  # type: ignore[valid-type]
+        index: wp.int32,
+        span: vec2,
+        origin: vec3,
+        direction: vec3,
+        jitter: real,
+        step: real,
+        size: wp.int32,
+        fine: wp.array(dtype=wp.uint8),
+        blocks: wp.int32,
+        coarse: wp.array(dtype=wp.uint8),
+    ) -> wp.int32:
         """The number of the first candidate from `index` on that lies in an occupied cell, or -1."""
+        t_in = span[0]
+        t_out = span[1]
         t = t_in + (real(index) + jitter) * step
         while t < t_out:
             x = origin + direction * t
@@ -105,7 +121,7 @@ def _kernels(real: Any) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
                 width *= real(float(BLOCK))
                 corner = vec3(real(i), real(j), real(k))
             low = corner * width - vec3(one, one, one)
-            t_next = leaves(origin, direction, low, low + vec3(width, width, width))
+            t_next = leaves(origin, direction, low, width)
             t_next -= margin * (one + wp.abs(t_next))
             index = wp.max(index + 1, wp.int32(wp.ceil((wp.min(t_next, t_out) - t_in) / step - jitter)))
             t = t_in + (real(index) + jitter) * step
@@ -113,49 +129,67 @@ def _kernels(real: Any) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def count(
-        start: wp.int32, origins: wp.array(dtype=vec3), directions: wp.array(dtype=vec3), jitter: wp.array(dtype=real),
-        step: real, near: real,
-        size: wp.int32, fine: wp.array(dtype=wp.uint8), blocks: wp.int32, coarse: wp.array(dtype=wp.uint8),
-        found: wp.array(dtype=wp.int32), first: wp.array(dtype=wp.int32),
-    ):  # type: ignore[no-untyped-def]
+        start: wp.int32,
+        origins: wp.array(dtype=vec3),
+        directions: wp.array(dtype=vec3),
+        jitter: wp.array(dtype=real),
+        step: real,
+        near: real,
+        size: wp.int32,
+        fine: wp.array(dtype=wp.uint8),
+        blocks: wp.int32,
+        coarse: wp.array(dtype=wp.uint8),
+        found: wp.array(dtype=wp.int32),
+        first: wp.array(dtype=wp.int32),
+    ):
         ray = start + wp.tid()
         o = origins[ray]
         d = directions[ray]
-        t_in = enters(o, d, near)
-        t_out = leaves(o, d, vec3(-one, -one, -one), vec3(one, one, one))
-        index = next_sample(0, t_in, t_out, o, d, jitter[ray], step, size, fine, blocks, coarse)
+        span = inside(o, d, near)
+        index = next_sample(0, span, o, d, jitter[ray], step, size, fine, blocks, coarse)
         first[ray] = index
         total = wp.int32(0)
         while index >= 0:
             total += 1
-            index = next_sample(index + 1, t_in, t_out, o, d, jitter[ray], step, size, fine, blocks, coarse)
+            index = next_sample(index + 1, span, o, d, jitter[ray], step, size, fine, blocks, coarse)
         found[ray] = total
 
     @wp.kernel(**OPTIONS)
     def fill(
-        start: wp.int32, origins: wp.array(dtype=vec3), directions: wp.array(dtype=vec3), jitter: wp.array(dtype=real),
-        step: real, near: real,
-        size: wp.int32, fine: wp.array(dtype=wp.uint8), blocks: wp.int32, coarse: wp.array(dtype=wp.uint8),
-        offsets: wp.array(dtype=wp.int32), first: wp.array(dtype=wp.int32),
-        rays: wp.array(dtype=wp.int32), t: wp.array(dtype=real),
-    ):  # type: ignore[no-untyped-def]
+        start: wp.int32,
+        origins: wp.array(dtype=vec3),
+        directions: wp.array(dtype=vec3),
+        jitter: wp.array(dtype=real),
+        step: real,
+        near: real,
+        size: wp.int32,
+        fine: wp.array(dtype=wp.uint8),
+        blocks: wp.int32,
+        coarse: wp.array(dtype=wp.uint8),
+        offsets: wp.array(dtype=wp.int32),
+        first: wp.array(dtype=wp.int32),
+        rays: wp.array(dtype=wp.int32),
+        t: wp.array(dtype=real),
+    ):
         ray = start + wp.tid()
         o = origins[ray]
         d = directions[ray]
-        t_in = enters(o, d, near)
-        t_out = leaves(o, d, vec3(-one, -one, -one), vec3(one, one, one))
+        span = inside(o, d, near)
         index = first[ray]
         for s in range(offsets[ray], offsets[ray + 1]):
             rays[s] = ray
-            t[s] = t_in + (real(index) + jitter[ray]) * step
+            t[s] = span[0] + (real(index) + jitter[ray]) * step
             if s + 1 < offsets[ray + 1]:
-                index = next_sample(index + 1, t_in, t_out, o, d, jitter[ray], step, size, fine, blocks, coarse)
+                index = next_sample(index + 1, span, o, d, jitter[ray], step, size, fine, blocks, coarse)
 
     @wp.kernel(**OPTIONS)
     def pool(
-        start: wp.int32, size: wp.int32, fine: wp.array(dtype=wp.uint8), blocks: wp.int32,
+        start: wp.int32,
+        size: wp.int32,
+        fine: wp.array(dtype=wp.uint8),
+        blocks: wp.int32,
         coarse: wp.array(dtype=wp.uint8),
-    ):  # type: ignore[no-untyped-def]
+    ):
         block = start + wp.tid()
         i0 = block // (blocks * blocks) * BLOCK
         j0 = (block // blocks) % blocks * BLOCK

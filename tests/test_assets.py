@@ -6,21 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamkit.assets.bake import bake
+from dreamkit.assets.clean import clean
 from dreamkit.assets.compare import compare
+from dreamkit.assets.extract import density_grid, density_surface, match_level
 from dreamkit.assets.files import read, write
-from dreamkit.assets.make import ExportSettings, field_surface, textured
+from dreamkit.assets.unwrap import unwrap
 from dreamkit.cameras import Cameras, ring
 from dreamkit.images import Images
 from dreamkit.render.mesh import render_mesh
-
-SETTINGS = ExportSettings(resolution=48, faces=2500, texture=256)
 
 
 def density(p: Tensor) -> Tensor:
     """A ball and a smaller one beside it that overlap, both soft at the rim, and a crumb apart."""
     body = (p - torch.tensor([0.0, 0.0, -0.1])).norm(dim=-1) - 0.5
     head = (p - torch.tensor([0.2, 0.1, 0.5])).norm(dim=-1) - 0.25
-    crumb = (p - torch.tensor([0.8, -0.8, 0.8])).norm(dim=-1) - 0.06
+    crumb = (p - torch.tensor([0.8, -0.8, 0.8])).norm(dim=-1) - 0.04
     return 60 * torch.sigmoid(-torch.minimum(torch.minimum(body, head), crumb) / 0.01)
 
 
@@ -44,13 +45,15 @@ def volume_render(cameras: Cameras, samples: int = 160) -> Images:
 def test_the_file_looks_like_the_scene(tmp_path: Path) -> None:
     cameras = ring(4, size=48)
     scene = volume_render(cameras)
-    raw, level = field_surface(density, scene.alpha, cameras, SETTINGS)
-    made = textured(raw, colour, SETTINGS, density=density)
-    write(made.mesh, tmp_path / "a.glb", made.facts)
+    grid = density_grid(density, 48)
+    level = match_level(grid, scene.alpha, cameras)
+    mesh = clean(density_surface(grid, level.density), 2500)
+    mesh = bake(unwrap(mesh, 256).mesh, colour, 256, density=density)
+    write(mesh, tmp_path / "a.glb")
     found = compare(scene, render_mesh(read(tmp_path / "a.glb"), cameras))
     # 48 pixels: the silhouette is some 100 of 900 pixels of soft rim, which a mesh shows hard.
     assert found.iou > 0.96
     assert found.psnr > 25
     assert level.iou > 0.96
-    assert made.facts["faces"] == len(made.mesh.faces) <= SETTINGS.faces
-    assert np.abs(made.mesh.vertices).max() < 0.8  # the crumb is gone
+    assert len(mesh.faces) <= 2500
+    assert np.abs(mesh.vertices).max() < 0.8  # the crumb is gone

@@ -1,0 +1,241 @@
+"""The command line, as a user meets it: the messages of every mistake as text, exit codes, and nothing lost."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import trimesh
+
+from dreamkit import cli
+
+TINY = str(Path(__file__).parent / "data" / "tiny_system.py")
+
+
+def run(capfd, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:  # argparse's own
+        code = int(stop.code or 0)
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+def generate(*extra: str, out: Path) -> tuple[str, ...]:
+    return ("generate", "a red ball", "--system", TINY, "--out", str(out), *extra)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A complete run."""
+    folder = tmp_path_factory.mktemp("runs") / "ball"
+    assert cli.main(generate(out=folder)) == 0
+    return folder
+
+
+def test_generate_leaves_an_asset_and_its_pictures(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"mesh.glb", "preview.png", "turntable.mp4", "preview.html", "run.json", "log.jsonl"} <= names
+    record = json.loads((finished / "run.json").read_text())
+    assert record["status"] == "complete"
+    # A ball under a prior that wants red: its file must look like the scene. The rest is the coarse 32^3 grid.
+    assert record["export"]["silhouette_iou"] > 0.9
+    assert record["export"]["psnr"] > 15
+
+
+def test_the_glb_opens_in_trimesh_with_a_texture(finished):
+    mesh = trimesh.load(finished / "mesh.glb").to_geometry()
+    assert len(mesh.faces) > 100
+    assert mesh.visual.material.baseColorTexture.size == (64, 64)
+
+
+def test_export_writes_other_formats(finished, capfd):
+    code, out, _ = run(capfd, "export", str(finished), "--formats", "glb,obj,ply", "--set", "face_budget=200")
+    assert code == 0
+    for name in ("mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply"):
+        assert (finished / name).exists(), name
+    assert "PSNR" in out
+    assert len(trimesh.load(finished / "mesh.ply").faces) <= 220  # the budget is met to about a tenth
+
+
+def test_render_writes_views(finished, capfd):
+    code, out, _ = run(capfd, "render", str(finished), "--views", "3", "--size", "32")
+    assert code == 0
+    assert len(list((finished / "images" / "render_000030").glob("view_*.png"))) == 3
+    assert "3 views in" in out
+
+
+def test_kill_9_and_resume_gives_the_same_bits(finished, tmp_path):
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "dreamkit.cli", *generate(out=folder)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list(folder.glob("checkpoints/step_*.json")) and time.time() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert not (folder / "checkpoints" / "step_000030.json").exists(), "killed too late to prove anything"
+    assert subprocess.run([sys.executable, "-m", "dreamkit.cli", "resume", str(folder)], capture_output=True).returncode == 0
+    last = Path("checkpoints") / "step_000030.safetensors"
+    assert (folder / last).read_bytes() == (finished / last).read_bytes()
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(tmp_path):
+    folder = tmp_path / "stopped"
+    command = [sys.executable, "-m", "dreamkit.cli", *generate("--steps", "5000", out=folder)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not list(folder.glob("checkpoints/step_*.json")) and time.time() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert f"Go on with: dreamkit resume {folder}" in err
+    assert "Traceback" not in err
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert (folder / "checkpoints" / f"step_{record['step']:06d}.safetensors").exists()
+
+
+# Bad input: one message, exit code 2, nothing written.
+
+MISTAKES = {
+    "unknown guidance": (("--guidance", "sdss"), "there is no guidance rule 'sdss'. Did you mean 'sds'"),
+    "unknown representation": (("--representation", "nerv"), "there is no representation 'nerv'. Did you mean 'nerf'?"),
+    "unknown system": (("--system", "dreamfusionn"), "there is no system 'dreamfusionn'. Did you mean 'dreamfusion'?"),
+    "missing system file": (("--system", "gone/away.py"), "there is no system file gone/away.py"),
+    "unknown prior": (("--prior", "/no/such/folder"), "/no/such/folder"),
+    "misspelt field": (("--set", "guides.0.rule.wieght=1"), "Rule has no field 'wieght'. Did you mean 'weight'?"),
+    "unknown first word": (("--set", "stepz=10"), "neither Recipe nor Stage has a field 'stepz'. Did you mean 'steps'?"),
+    "wrong type": (("--set", "steps=many"), "steps=many: a whole number is expected; got 'many'."),
+    "not a setting": (("--set", "steps"), "--set takes key.path=value; got 'steps'."),
+    "no steps": (("--steps", "0"), "--steps 0: at least one"),
+    "no such device": (("--device", "abacus"), "device 'abacus' is not a device."),
+    "device type": (("--device", "meta"), "device 'meta' is not supported"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_one_message_and_leaves_nothing(name, tmp_path, capfd):
+    extra, message = MISTAKES[name]
+    code, _, err = run(capfd, *generate(*extra, out=tmp_path / "run"))
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_prompt(tmp_path, capfd):
+    code, _, err = run(capfd, "generate", " ", "--system", TINY, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "prompt" in err
+
+
+def test_a_word_the_toybox_does_not_know(tmp_path, capfd):
+    code, _, err = run(capfd, "generate", "a red zeppelin", "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "zeppelin" in err
+    assert "mushroom" in err  # what it knows
+    assert "--prior" in err  # and the way out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_a_file(tmp_path, capfd):
+    (tmp_path / "taken").write_text("mine")
+    code, _, err = run(capfd, *generate(out=tmp_path / "taken"))
+    assert code == 2
+    assert "taken" in err
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_folder_that_holds_something(finished, capfd):
+    before = (finished / "run.json").read_bytes()
+    code, _, err = run(capfd, *generate(out=finished))
+    assert code == 2
+    assert str(finished) in err
+    assert (finished / "run.json").read_bytes() == before
+
+
+def test_resume_of_a_finished_run(finished, capfd):
+    code, _, err = run(capfd, "resume", str(finished))
+    assert code == 2
+    assert "is complete (30 steps)" in err
+    assert f"dreamkit export {finished}" in err
+
+
+@pytest.mark.parametrize("verb", ["resume", "export", "render"])
+def test_a_folder_that_is_no_run(verb, tmp_path, capfd):
+    code, _, err = run(capfd, verb, str(tmp_path))
+    assert code == 2
+    assert "is not a run: it holds no run.json" in err
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(finished, tmp_path, capfd, monkeypatch):
+    """The third checkpoint does not fit. There is one message; with space again the run ends as it would have."""
+    real, written = os.replace, []
+
+    def full(source: object, target: object) -> None:
+        written.append(str(target))
+        if sum(name.endswith(".safetensors") for name in written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    folder = tmp_path / "full"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        code, _, err = run(capfd, *generate(out=folder))
+    assert code == 1
+    assert "the disk is full" in err
+    assert sorted(path.name for path in (folder / "checkpoints").glob("*.safetensors")) == [
+        "step_000005.safetensors",
+        "step_000010.safetensors",
+    ]
+    assert run(capfd, "resume", str(folder))[0] == 0
+    last = Path("checkpoints") / "step_000030.safetensors"
+    assert (folder / last).read_bytes() == (finished / last).read_bytes()
+
+
+def test_a_broken_checkpoint_is_named(finished, tmp_path, capfd):
+    folder = tmp_path / "broken"
+    shutil.copytree(finished, folder)
+    for file in folder.glob("checkpoints/*.safetensors"):
+        file.write_bytes(b"not tensors")
+    with pytest.warns(UserWarning, match="passed over"):
+        code, _, err = run(capfd, "render", str(folder))
+    assert code == 2
+    assert "has no checkpoint" in err
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(finished, tmp_path, capfd):
+    folder = tmp_path / "foreign"
+    shutil.copytree(finished, folder)
+    record = json.loads((folder / "run.json").read_text())
+    record["recipe"]["stages"][0]["batch"] = 3
+    (folder / "run.json").write_text(json.dumps(record))
+    code, _, err = run(capfd, "render", str(folder))
+    assert code == 2
+    assert "belongs to another recipe" in err
+
+
+def test_doctor_and_list_say_what_there_is(capfd):
+    code, out, _ = run(capfd, "doctor")
+    assert code == 0
+    assert "kernel hashgrid" in out
+    code, out, _ = run(capfd, "list")
+    assert code == 0
+    for name in ("toybox", "dreamfusion", "sds", "nfsd", "nerf"):
+        assert f"  {name} " in out, name
+
+
+def test_help_names_every_command(capfd):
+    code, out, _ = run(capfd, "--help")
+    assert code == 0
+    for name in ("generate", "resume", "export", "render", "doctor", "list"):
+        assert name in out

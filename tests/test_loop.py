@@ -1,0 +1,181 @@
+"""The loop: exact resume, what it does with numbers that are not finite, what it refuses."""
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamkit import loop
+from dreamkit.errors import InputError, RunError
+from dreamkit.guidance.rules import CSD
+from dreamkit.images import Images
+from dreamkit.priors import Bell, Gaussian
+from dreamkit.recipe import Guide, Recipe, load
+from dreamkit.representations.hashgrid import HashGridScene
+from dreamkit.run import Run
+
+TINY = Path(__file__).parent / "data" / "tiny_system.py"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load(TINY)
+
+
+def start(recipe: Recipe, folder: Path) -> Run:
+    return Run.create(folder, "a red ball", "tiny", 0, recipe, "cpu")
+
+
+def final(folder: Path) -> bytes:
+    return max(folder.glob("checkpoints/*.safetensors")).read_bytes()
+
+
+def figures(folder: Path) -> list[dict]:
+    """The log without times, which differ from run to run."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def stop_at(step: int):
+    def watch(done: int, steps: int, figures: dict) -> None:
+        if done == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return watch
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(recipe, tmp_path):
+    with start(recipe, tmp_path / "whole") as run:
+        loop.optimise(recipe, run, CPU)
+    with start(recipe, tmp_path / "parts") as run, pytest.raises(KeyboardInterrupt):
+        loop.optimise(recipe, run, CPU, stop_at(7))
+    with Run.resume(tmp_path / "parts") as run:
+        assert run.facts["step"] == 7  # Ctrl-C wrote a checkpoint off the cadence
+        loop.optimise(recipe, run, CPU)
+    assert final(tmp_path / "whole") == final(tmp_path / "parts")
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+
+
+def test_losing_the_last_checkpoint_costs_only_time(recipe, tmp_path):
+    """The newest checkpoint is damaged: the one before it serves, and the end is the same."""
+    with start(recipe, tmp_path / "whole") as run:
+        loop.optimise(recipe, run, CPU)
+    with start(recipe, tmp_path / "parts") as run, pytest.raises(KeyboardInterrupt):
+        loop.optimise(recipe, run, CPU, stop_at(12))
+    newest = max((tmp_path / "parts").glob("checkpoints/*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-10])
+    with Run.resume(tmp_path / "parts") as run, pytest.warns(UserWarning, match="passed over"):
+        loop.optimise(recipe, run, CPU)
+    assert final(tmp_path / "whole") == final(tmp_path / "parts")
+
+
+def test_the_scene_moves_towards_what_the_prior_wants(recipe, tmp_path):
+    recipe = replace(recipe, stages=(replace(recipe.stages[0], steps=60),))
+    with start(recipe, tmp_path / "run") as run:
+        scene = loop.optimise(recipe, run, CPU)
+    red, green, blue = scene.colour(torch.zeros(1, 3))[0].tolist()
+    # The fresh scene is grey, 0.5 each; the prior's mean is (0.9, 0.1, 0.1).
+    assert red > 0.6
+    assert max(green, blue) < 0.4
+
+
+def spoil(monkeypatch, bad: set[int]) -> list[int]:
+    """Make the training render of these calls NaN; returns the list of calls made."""
+    calls: list[int] = []
+    render = HashGridScene.render
+
+    def spoiled(self, cameras, streams=None, **rest) -> Images:
+        images = render(self, cameras, streams, **rest)
+        if rest.get("training"):
+            calls.append(streams.step)
+            if len(calls) in bad:
+                images.alpha = images.alpha * math.nan
+        return images
+
+    monkeypatch.setattr(HashGridScene, "render", spoiled)
+    return calls
+
+
+def test_a_step_that_is_not_finite_is_named_skipped_and_survived(recipe, tmp_path, monkeypatch):
+    spoil(monkeypatch, {4})
+    with start(recipe, tmp_path / "run") as run:
+        scene = loop.optimise(recipe, run, CPU)
+    log = figures(tmp_path / "run")
+    assert [line["step"] for line in log if line["skipped"]] == [4]
+    assert log[3]["skipped"] == ["loss opacity"]
+    assert all(group.isfinite().all() for group in scene.state().values() if group.is_floating_point())
+
+
+def test_three_bad_steps_in_a_row_go_back_to_the_checkpoint(recipe, tmp_path, monkeypatch):
+    calls = spoil(monkeypatch, {8, 9, 10})
+    with start(recipe, tmp_path / "run") as run:
+        loop.optimise(recipe, run, CPU)
+    # Steps are numbered from 0: the tenth call was step 9, and checkpoint 5 was the last.
+    assert calls[9:12] == [9, 5, 6]
+    assert [line["step"] for line in figures(tmp_path / "run")] == list(range(1, 31))
+
+
+def test_a_run_that_cannot_recover_says_so_and_keeps_its_checkpoint(recipe, tmp_path, monkeypatch):
+    spoil(monkeypatch, set(range(8, 100)))
+    with start(recipe, tmp_path / "run") as run, pytest.raises(RunError, match="loss opacity not finite 3 times in a row"):
+        loop.optimise(recipe, run, CPU)
+    assert (tmp_path / "run" / "checkpoints" / "step_000005.safetensors").exists()
+
+
+def test_stages_follow_one_another_on_the_same_scene(recipe, tmp_path):
+    """A second stage that does nothing (no learning rate) leaves the first one's scene as it was."""
+    first = replace(recipe.stages[0], steps=6)
+    still = replace(first.representation, table_rate=0.0, network_rate=0.0)
+    two = replace(recipe, stages=(first, replace(first, representation=still)))
+    with start(replace(recipe, stages=(first,)), tmp_path / "one") as run:
+        one = loop.optimise(run.recipe, run, CPU)
+    with start(two, tmp_path / "two") as run:
+        both = loop.optimise(two, run, CPU)
+    assert torch.equal(one.state()["table"], both.state()["table"])
+
+
+def test_a_stage_that_is_resumed_right_at_its_start_ends_in_the_same_bits(recipe, tmp_path):
+    first = replace(recipe.stages[0], steps=6)
+    two = replace(recipe, stages=(first, replace(first, steps=5)))
+    with start(two, tmp_path / "whole") as run:
+        loop.optimise(two, run, CPU)
+    with start(two, tmp_path / "parts") as run, pytest.raises(KeyboardInterrupt):
+        loop.optimise(two, run, CPU, stop_at(6))
+    with Run.resume(tmp_path / "parts") as run:
+        loop.optimise(two, run, CPU)
+    assert final(tmp_path / "whole") == final(tmp_path / "parts")
+
+
+def test_a_prompt_the_prior_does_not_know_is_refused_before_anything_runs(recipe):
+    with pytest.raises(InputError, match="a green ball"):
+        loop.load_priors(recipe, "a green ball", CPU)
+
+
+def test_two_guides_add_up(recipe, tmp_path):
+    """Two guides of half the weight with one prior and one rule are one guide."""
+    stage = recipe.stages[0]
+    guide = replace(stage.guides[0], rule=CSD)
+    results = []
+    for name, guides in (("one", (guide,)), ("two", (replace(guide, weight=0.5), replace(guide, weight=0.5)))):
+        changed = replace(recipe, stages=(replace(stage, guides=guides, steps=3),))
+        with start(changed, tmp_path / name) as run:
+            results.append(loop.optimise(changed, run, CPU).state()["output"])
+    # CSD's gradient is the same both times; two halves are summed in another order: float32 rounding over 3 steps.
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sees", ["rgb", "normal", "depth"])
+def test_a_guide_can_look_at_colour_normals_or_depth(recipe, tmp_path, sees):
+    prior = Gaussian((Bell("", 0.0, 0.5), Bell("a red ball", 0.5, 0.5)), size=8)
+    stage = replace(recipe.stages[0], guides=(Guide(CSD, prior, sees=sees),), steps=2)
+    changed = replace(recipe, stages=(stage,))
+    with start(changed, tmp_path / sees) as run:
+        before = loop.build(stage, 0, CPU)[0].state()["output"]
+        after = loop.optimise(changed, run, CPU).state()["output"]
+    assert not torch.equal(before, after)
