@@ -4,7 +4,9 @@
 
     result = dreamkit.generate("a red mug")
 
-All verbs (generate, resume, export, render) are in `dreamkit.api`. Importing this loads nothing heavy: each name below is imported when it is first used.
+All verbs (generate, resume, export, render) are in `dreamkit.api`.
+
+Importing this loads nothing heavy: each name below is imported when it is first used.
 """
 
 import importlib
@@ -33,7 +35,25 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = [*_HOME_OF]  # noqa: PLE0604 - names are filled in by __getattr__
+__all__ = [
+    "generate",
+    "resume",
+    "Result",
+    "Cameras",
+    "Orbit",
+    "orbit",
+    "InputError",
+    "RunError",
+    "Rule",
+    "gradient",
+    "Images",
+    "Mesh",
+    "Recipe",
+    "Stage",
+    "Guide",
+    "Export",
+    "Run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The verbs: generate, resume, export, render. The command line calls these and nothing else.
 
-    result = dreamkit.generate("a red mug")
-    result.mesh, result.scene, result.run.path
+result = dreamkit.generate("a red mug")
+result.mesh, result.scene, result.run.path
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from dreamkit.export import export as write_files
 from dreamkit.guidance import rules
 from dreamkit.guidance.rule import Rule
 from dreamkit.meshes import Mesh
-from dreamkit.priors import Diffusers
+from dreamkit.priors import Diffusers, Prior
 from dreamkit.recipe import Guide, Recipe, Stage, load, override
 from dreamkit.representations import REPRESENTATIONS
 from dreamkit.representations.representation import Scene
@@ -77,12 +77,14 @@ def generate(
     recipe = compose(system, guidance, representation, prior, steps, settings or {})
     chosen = devices.choose(device)
     note("prior")
-    loop.load_priors(recipe, prompt, chosen)  # what cannot work is said before a folder is made
+    priors = loop.load_priors(recipe, prompt, chosen)  # what cannot work is said before a folder is made
     with Run.create(out, prompt, system, seed, recipe, str(chosen)) as run:
-        return _finish(run, chosen, watch, note)
+        return _finish(run, priors, chosen, watch, note)
 
 
-def resume(path: str | Path, *, device: str | None = None, watch: loop.Watch | None = None, note: Note = print) -> Result:
+def resume(
+    path: str | Path, *, device: str | None = None, watch: loop.Watch | None = None, note: Note = lambda text: None
+) -> Result:
     """Go on with a run that was interrupted, on the device it was begun on unless another is named.
 
     On one device the result has the bits of an uninterrupted run. Raises InputError for a run that is complete.
@@ -93,8 +95,10 @@ def resume(path: str | Path, *, device: str | None = None, watch: loop.Watch | N
             f"{path} is complete ({found.recipe.steps} steps). To write its files again: dreamkit export {path}"
         )
     chosen = devices.choose(device or found.facts["device"])
+    note("prior")
+    priors = loop.load_priors(found.recipe, found.prompt, chosen)
     with Run.resume(path) as run:
-        return _finish(run, chosen, watch, note)
+        return _finish(run, priors, chosen, watch, note)
 
 
 def export(
@@ -110,9 +114,7 @@ def export(
         return Result(run, scene, exported)
 
 
-def render(
-    path: str | Path, *, views: int = 8, size: int = 256, elevation: float = 15.0, device: str = "auto"
-) -> Path:
+def render(path: str | Path, *, views: int = 8, size: int = 256, elevation: float = 15.0, device: str = "auto") -> Path:
     """Pictures of a run's scene from all round, as it is in its last checkpoint; returns their folder."""
     from dreamkit.cameras import ring
     from dreamkit.images import png
@@ -176,11 +178,11 @@ def _with_steps(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, stages=stages)
 
 
-def _finish(run: Run, device: torch.device, watch: loop.Watch | None, note: Note) -> Result:
+def _finish(run: Run, priors: dict[Any, Prior], device: torch.device, watch: loop.Watch | None, note: Note) -> Result:
     """Optimise to the end, export, show; and say in run.json how it went."""
     try:
         note("optimise")
-        scene = loop.optimise(run.recipe, run, device, watch)
+        scene = loop.optimise(run.recipe, run, priors, device, watch)
         exported = _write(run, scene, run.recipe, device, note)
         run.update(status="complete", export=exported.facts())
         return Result(run, scene, exported)

@@ -7,7 +7,9 @@ the vertical field of view. Azimuth is counted counter-clockwise seen from above
 Scenes live in the cube [-1, 1]^3; distances are in its units.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,24 +32,15 @@ class Cameras:
         return self.camera_to_world.shape[0]
 
     def __getitem__(self, index: slice) -> "Cameras":
-        return Cameras(
-            self.camera_to_world[index],
-            self.fov_degrees[index],
-            self.azimuth_degrees[index],
-            self.elevation_degrees[index],
-            self.height,
-            self.width,
-        )
+        return self._each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> "Cameras":
-        return Cameras(
-            self.camera_to_world.to(device),
-            self.fov_degrees.to(device),
-            self.azimuth_degrees.to(device),
-            self.elevation_degrees.to(device),
-            self.height,
-            self.width,
-        )
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Cameras":
+        names = ("camera_to_world", "fov_degrees", "azimuth_degrees", "elevation_degrees")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
     @property
     def positions(self) -> Tensor:

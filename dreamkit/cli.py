@@ -74,9 +74,7 @@ def export(given: argparse.Namespace) -> None:
 def render(given: argparse.Namespace) -> None:
     from dreamkit import api
 
-    folder = api.render(
-        given.run, views=given.views, size=given.size, elevation=given.elevation, device=given.device
-    )
+    folder = api.render(given.run, views=given.views, size=given.size, elevation=given.elevation, device=given.device)
     print(f"{given.views} views in {folder}")
 
 
@@ -99,7 +97,11 @@ def show(given: argparse.Namespace) -> None:
 def _report(result: Any) -> None:
     exported, path = result.exported, result.run.path
     print(f"{path / exported.files[0].name}  {exported.faces} faces; against the scene: {exported.agreement}")
-    print(f"also there: preview.png, turntable.mp4, preview.html, {', '.join(f.name for f in exported.files[1:])}".rstrip(", "))
+    print(
+        f"also there: preview.png, turntable.mp4, preview.html, {', '.join(f.name for f in exported.files[1:])}".rstrip(
+            ", "
+        )
+    )
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -117,7 +119,14 @@ class _Progress:
 
     def __enter__(self) -> "_Progress":
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.console = Console(stderr=True)
         self.bar = Progress(
@@ -130,7 +139,8 @@ class _Progress:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task, self.began = None, time.monotonic()
+        self.task: Any = None
+        self.began = time.monotonic()
         self.bar.start()
         return self
 
@@ -142,7 +152,7 @@ class _Progress:
         if self.task is not None:
             self.bar.update(self.task, description=text)
         if not self.console.is_terminal:
-            self.console.print(f"{time.monotonic() - self.began:6.1f} s  {text}", highlight=False)
+            self._line(text)
 
     def watch(self, step: int, steps: int, figures: dict[str, Any]) -> None:
         """One step is done."""
@@ -156,7 +166,10 @@ class _Progress:
             self.task = self.bar.add_task("optimise", total=steps, completed=step - 1, figures="")
         self.bar.update(self.task, completed=step, figures=text)
         if not self.console.is_terminal and (step % 50 == 0 or step == steps):
-            self.console.print(f"{time.monotonic() - self.began:6.1f} s  step {step}/{steps}  {text}", highlight=False)
+            self._line(f"step {step}/{steps}  {text}")
+
+    def _line(self, text: str) -> None:
+        print(f"{time.monotonic() - self.began:6.1f} s  {text}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import os
 import platform
 import shutil
@@ -62,8 +63,10 @@ def _documented_rules() -> dict[str, str]:
     """The constants of guidance/rules.py with the first line of the text that stands under each."""
     body = ast.parse(Path(rules.__file__).read_text(encoding="utf-8")).body
     texts = {}
-    for assignment, text in zip(body, body[1:], strict=False):
-        if not (isinstance(assignment, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)):
+    for assignment, text in itertools.pairwise(body):
+        if not (
+            isinstance(assignment, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        ):
             continue
         name = ast.unparse(assignment.targets[0])
         if isinstance(getattr(rules, name, None), rules.Rule):

@@ -17,7 +17,7 @@ import torch
 from dreamkit.assets.bake import bake, colour_vertices
 from dreamkit.assets.clean import clean
 from dreamkit.assets.compare import Comparison, compare
-from dreamkit.assets.extract import density_grid, marching_cubes, match_level
+from dreamkit.assets.extract import density_grid, density_surface, match_level
 from dreamkit.assets.files import read, write
 from dreamkit.assets.unwrap import unwrap
 from dreamkit.cameras import Cameras, orbit
@@ -82,7 +82,7 @@ def export(
         images = scene.render(cameras, background=BACKGROUND)
         grid = density_grid(scene.density, spec.grid_resolution, device)
         level = match_level(grid, images.alpha, cameras)
-        raw = marching_cubes(grid, level.density)
+        raw = density_surface(grid, level.density)
     with clock("clean"):
         mesh = clean(raw, spec.face_budget, keep=SMALLEST_PART)
     with clock("unwrap"):
@@ -97,9 +97,7 @@ def export(
     with clock("compare"):
         back = read(files[0])
         agreement = compare(images, render_mesh(back, cameras, background=BACKGROUND))
-    return Exported(
-        tuple(files), back, level.density, len(back.faces), unwrapped.note, agreement, clock.seconds
-    )
+    return Exported(tuple(files), back, level.density, len(back.faces), unwrapped.note, agreement, clock.seconds)
 
 
 def check_cameras() -> Cameras:

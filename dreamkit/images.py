@@ -1,7 +1,8 @@
 """Images: what a renderer returns.
 
 Conventions, said once: tensors are [B, C, H, W]; row 0 is the top. `rgb` is in [0, 1] and display-referred (sRGB-like),
-because that is what diffusion priors were trained on, and is already composited on the background. `alpha` is in [0, 1].
+because that is what diffusion priors were trained on, and is already composited on the background. `alpha` is in
+[0, 1].
 `depth` is the distance along the unit ray in world units, averaged with the compositing weights and divided by alpha
 (0 where alpha is 0). `normal` is a unit world-space direction times alpha, in [-1, 1].
 """

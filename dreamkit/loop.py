@@ -20,12 +20,13 @@ from dreamkit.cameras import ring
 from dreamkit.errors import InputError, RunError
 from dreamkit.guidance.rule import check, gradient
 from dreamkit.images import Images, png
-from dreamkit.priors.prior import Prior, view_conditions
 from dreamkit.losses import needs_normals
+from dreamkit.priors.prior import Prior, view_conditions
 from dreamkit.prompts import views_of
 from dreamkit.recipe import Guide, Recipe, Stage
 from dreamkit.representations.representation import Scene
 from dreamkit.run import Run, flatten, unflatten, write_whole
+from dreamkit.schedule import fixed
 from dreamkit.streams import Streams
 
 PATIENCE = 3
@@ -47,13 +48,14 @@ class State:
     """Roll-backs so far. A new attempt draws new random numbers, else it would fail where the last one did."""
 
 
-def optimise(recipe: Recipe, run: Run, device: torch.device, watch: Watch | None = None) -> Scene:
+def optimise(
+    recipe: Recipe, run: Run, priors: dict[Any, Prior], device: torch.device, watch: Watch | None = None
+) -> Scene:
     """Run the recipe to its end, from the run's newest checkpoint if there is one, and return the scene.
 
-    Raises InputError before the first step if the recipe cannot work; RunError if it stops working; KeyboardInterrupt
-    after Ctrl-C or SIGTERM. In the last two cases a checkpoint stands.
+    `priors` are what `load_priors` made of the recipe. Raises RunError if the run stops working, KeyboardInterrupt
+    after Ctrl-C or SIGTERM; in both cases a checkpoint stands.
     """
-    priors = load_priors(recipe, run.prompt, device)
     run.check_prior([prior.identity() for prior in priors.values()])
     state = _begin(recipe, run, device)
     skipped = 0
@@ -93,12 +95,14 @@ def take_step(
     for number, guide in enumerate(now.guides):
         prior = priors[guide.prior]
         with clock("encode"):
-            x = prior.encode(seen(images, guide), streams)
+            # Each guide looks with levels and noise of its own.
+            own = streams.within(f"guide{number}")
+            x = prior.encode(seen(images, guide), own)
         with clock("prior"):
             conditions = view_conditions(prior, prompt, views, now.negative_prompt)
-            guidance = gradient(guide.rule, prior, x, conditions, streams, local / stage.steps)
+            guidance = gradient(guide.rule, prior, x, conditions, own, local / stage.steps)
         # The one reduction: a sum over each view, a mean over the views.
-        losses[f"guide{number}"] = guide.weight * (guidance.gradient * x).sum() / len(x)
+        losses[f"guide{number}"] = fixed(guide.weight) * (guidance.gradient * x).sum() / len(x)
         figures[f"guide{number}"] = guidance.figures
     for term in now.losses:
         losses[term.function.__name__] = term(images, state.scene)
@@ -108,7 +112,7 @@ def take_step(
     with clock("backward"):
         state.optimiser.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
-    bad = _not_finite(losses, groups)
+    bad = _not_finite(losses, groups) + [n for n, f in figures.items() if f["dropped"] == len(cameras)]
     with clock("update"):
         if not bad:
             state.optimiser.step()
@@ -144,8 +148,13 @@ def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, 
     for guide in guides:
         if guide.prior not in priors:
             priors[guide.prior] = guide.prior.load(device)
-            priors[guide.prior].check_prompt(prompt)
         check(guide.rule, priors[guide.prior])
+    for stage in recipe.stages:
+        for guide in stage.guides:
+            # The longest it will be asked for; embedding it now also says now what it does not know.
+            view_conditions(
+                priors[guide.prior], prompt, ["overhead" if stage.view_words else None], stage.negative_prompt
+            )
     return priors
 
 
@@ -163,7 +172,9 @@ def build(stage: Stage, seed: int, device: torch.device) -> tuple[Scene, torch.o
     """A stage's fresh scene and optimiser."""
     scene = stage.representation.build(device, Streams(seed, -1))
     groups = scene.parameters(stage.at(0).representation)
-    return scene, torch.optim.Adam(groups, betas=stage.adam.betas, eps=stage.adam.eps, fused=True)
+    return scene, torch.optim.Adam(
+        [dict(group) for group in groups], betas=stage.adam.betas, eps=stage.adam.eps, fused=True
+    )
 
 
 def save(run: Run, state: State) -> None:
@@ -219,8 +230,8 @@ def _roll_back(recipe: Recipe, run: Run, device: torch.device, state: State, fig
     named = ", ".join(figures["skipped"])
     if state.attempt == PATIENCE:
         raise RunError(
-            f"step {state.step}: {named} not finite {PATIENCE} times in a row, after {PATIENCE} roll-backs. The last good "
-            f"checkpoint stands in {run.path}. Try a smaller learning rate or guidance scale, or another seed."
+            f"step {state.step}: {named} not finite {PATIENCE} times in a row, after {PATIENCE} roll-backs. The last "
+            f"good checkpoint stands in {run.path}. Try a smaller learning rate or guidance scale, or another seed."
         )
     back = restore(recipe, run, device) or State(*build(recipe.stages[0], run.seed, device))
     back.attempt = state.attempt + 1

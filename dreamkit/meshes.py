@@ -54,4 +54,4 @@ def join(*meshes: Mesh) -> Mesh:
 
 def coloured(mesh: Mesh, colour: tuple[float, float, float]) -> Mesh:
     """The mesh in one plain colour."""
-    return replace(mesh, colours=np.tile(np.float32(colour), (len(mesh.vertices), 1)), uv=None, texture=None)
+    return replace(mesh, colours=np.tile(np.array(colour, np.float32), (len(mesh.vertices), 1)), uv=None, texture=None)

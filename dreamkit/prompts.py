@@ -15,7 +15,7 @@ VIEWS = ("front", "side", "back", "overhead")
 
 
 def view_of(azimuth_degrees: float, elevation_degrees: float) -> str:
-    """The view word of one camera: front within 45 degrees of +x, back within 45 of -x, overhead above 60, else side."""
+    """The view word of a camera: front within 45 degrees of +x, back within 45 of -x, overhead above 60, else side."""
     azimuth = (azimuth_degrees + 180.0) % 360.0 - 180.0
     view = "side"
     if -45.0 < azimuth < 45.0:

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+# The tests' tensors are small: threads cost more than they bring, and beside another program much more.
+torch.set_num_threads(1)
+
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 

@@ -82,7 +82,10 @@ def test_kill_9_and_resume_gives_the_same_bits(finished, tmp_path):
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     assert not (folder / "checkpoints" / "step_000030.json").exists(), "killed too late to prove anything"
-    assert subprocess.run([sys.executable, "-m", "dreamkit.cli", "resume", str(folder)], capture_output=True).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-m", "dreamkit.cli", "resume", str(folder)], capture_output=True).returncode
+        == 0
+    )
     last = Path("checkpoints") / "step_000030.safetensors"
     assert (folder / last).read_bytes() == (finished / last).read_bytes()
 
@@ -113,7 +116,10 @@ MISTAKES = {
     "missing system file": (("--system", "gone/away.py"), "there is no system file gone/away.py"),
     "unknown prior": (("--prior", "/no/such/folder"), "/no/such/folder"),
     "misspelt field": (("--set", "guides.0.rule.wieght=1"), "Rule has no field 'wieght'. Did you mean 'weight'?"),
-    "unknown first word": (("--set", "stepz=10"), "neither Recipe nor Stage has a field 'stepz'. Did you mean 'steps'?"),
+    "unknown first word": (
+        ("--set", "stepz=10"),
+        "neither Recipe nor Stage has a field 'stepz'. Did you mean 'steps'?",
+    ),
     "wrong type": (("--set", "steps=many"), "steps=many: a whole number is expected; got 'many'."),
     "not a setting": (("--set", "steps"), "--set takes key.path=value; got 'steps'."),
     "no steps": (("--steps", "0"), "--steps 0: at least one"),

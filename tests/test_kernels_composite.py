@@ -114,8 +114,9 @@ def test_thin_samples_keep_their_digits(device, backend):
     offsets = torch.arange(41, device=device).int()  # one sample a ray
     got = composite(thickness.float().to(device), one[:, None], one, one, offsets, backend=backend)
     want = -torch.expm1(-thickness.float().double())
-    torch.testing.assert_close(got.weight.double().cpu(), want, rtol=2e-6, atol=0)  # 1 - exp would lose 1e-8 whole
-    torch.testing.assert_close(got.alpha.double().cpu(), want, rtol=2e-6, atol=0)
+    # 1 - exp(-d) is right to 6e-8 of 1; Warp leaves it for a series below d = 1/64, so 6e-8 * 64 at worst.
+    torch.testing.assert_close(got.weight.double().cpu(), want, rtol=5e-6, atol=0)
+    torch.testing.assert_close(got.alpha.double().cpu(), want, rtol=5e-6, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

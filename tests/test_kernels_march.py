@@ -132,6 +132,8 @@ def test_rays_along_axes_beside_the_cube_and_nan(device, backend):
         ((0.0, 0.0, 5.0), (0, 0, 1), 0),  # away from it
         ((nan, 0.0, 0.0), (1, 0, 0), 0),
         ((0.0, 0.0, 0.0), (nan, 0, 1), 0),
+        ((nan, nan, nan), (0, 0, 1), 0),
+        ((0.0, 0.0, 0.0), (0, 0, 0), 0),  # no direction: it never leaves
         ((1.0, 0.1, -3.0), (0, 0, 1), 4),  # in the very face
     ]
     o, d = (torch.tensor([c[n] for c in cases], dtype=torch.float32, device=device) for n in (0, 1))

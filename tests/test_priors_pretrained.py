@@ -195,8 +195,8 @@ def test_the_conditions_are_the_pipelines_own(stable):
 def test_schedules_are_those_of_diffusers(changes):
     theirs = scheduler("epsilon", **changes)
     config = json.loads(theirs.to_json_string())
-    # They compute in float32.
-    torch.testing.assert_close(alpha_squared(config).float(), theirs.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    # Relative, because the last values of a cosine are 1e-9; they multiply a thousand float32 numbers.
+    torch.testing.assert_close(alpha_squared(config).float(), theirs.alphas_cumprod, rtol=2e-3, atol=1e-14)
 
 
 def test_a_schedule_nobody_knows_is_an_error():

@@ -21,18 +21,14 @@ def backend(operator: str, request: str = "auto") -> ModuleType:
     """
     if request != "auto" and request not in FILES:
         raise InputError(f"backend {request!r} is not known. {nearest(request, ['auto', *FILES])}")
-    module = _load(operator, request if request != "auto" else _first())
-    if isinstance(module, ImportError):
-        others = " or ".join(repr(name) for name in ("auto", *FILES) if name != request)
-        raise InputError(
-            f"backend {request!r} was asked for, but it cannot be imported ({module}). Install it, or use {others}."
-        ) from module
-    return module
-
-
-@functools.cache
-def _first() -> str:
-    return next(name for name in FILES if not isinstance(_load("dreamkit.kernels.composite", name), ImportError))
+    tried = [_load(operator, name) for name in (FILES if request == "auto" else [request])]
+    for module in tried:
+        if isinstance(module, ModuleType):
+            return module
+    others = " or ".join(repr(name) for name in ("auto", *FILES) if name != request)
+    raise InputError(
+        f"backend {request!r} was asked for, but it cannot be imported ({tried[0]}). Install it, or use {others}."
+    )
 
 
 @functools.cache

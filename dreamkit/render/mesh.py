@@ -1,5 +1,7 @@
 """Meshes to pictures, by casting rays: for previews, comparisons and ground truth. Not differentiable."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -30,18 +32,13 @@ def render_mesh(
         mesh: world units; may be empty, then the pictures are background.
         cameras: [B].
     """
-    fine = Cameras(
-        cameras.camera_to_world.to(device),
-        cameras.fov_degrees.to(device),
-        cameras.azimuth_degrees,
-        cameras.elevation_degrees,
-        cameras.height * supersample,
-        cameras.width * supersample,
-    )
+    fine = replace(cameras.to(device), height=cameras.height * supersample, width=cameras.width * supersample)
     origins, directions = (r.reshape(-1, 3).contiguous() for r in fine.rays())
     hits = surface(_tensor(mesh.vertices, device), _tensor(mesh.faces, device)).cast(origins, directions)
     covered = (hits.face >= 0).float()[:, None]
-    normal = _tensor(mesh.face_normals, device)[hits.face.clamp(min=0)] if len(mesh.faces) else torch.zeros_like(origins)
+    normal = (
+        _tensor(mesh.face_normals, device)[hits.face.clamp(min=0)] if len(mesh.faces) else torch.zeros_like(origins)
+    )
     colour = colour_at(mesh, hits) if len(mesh.faces) else torch.zeros_like(origins)
     if lit:
         facing = (normal * directions).sum(-1, keepdim=True).abs()

@@ -7,7 +7,7 @@ for every picture, which costs almost nothing.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def cast_pool(views_per_kind: int, seed: int, device: torch.device, note: Callab
         kind_parts, kind_normals = [], []
         for start in range(0, views_per_kind, 64):
             some = cameras[start : start + 64].to(device)
-            fine = type(some)(*(getattr(some, f) for f in _CAMERA_TENSORS), size, size)
+            fine = replace(some, height=size, width=size)
             origins, directions = (r.reshape(-1, 3).contiguous() for r in fine.rays())
             face = ready.cast(origins, directions).face
             hit, index = face >= 0, face.clamp(min=0)
@@ -83,9 +83,6 @@ def batch(pool: Pool, count: int, streams: Streams) -> tuple[Tensor, list[str]]:
     where = (torch.tensor(kind, device=device), torch.tensor(view, device=device))
     pictures = _shade(pool, where, palettes.to(device), streams)
     return pictures, captions
-
-
-_CAMERA_TENSORS = ("camera_to_world", "fov_degrees", "azimuth_degrees", "elevation_degrees")
 
 
 def _palette(kind: str, colour: str) -> Tensor:

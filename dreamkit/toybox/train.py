@@ -121,7 +121,7 @@ def make_tokenizer() -> Any:
 def train(folder: Path, settings: Settings, device: torch.device) -> None:
     """Train until `settings.steps`, from the newest checkpoint in `folder` if there is one; export at the end."""
     torch.manual_seed(settings.seed)
-    networks = Networks().to(device, memory_format=torch.channels_last)
+    networks = Networks().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Networks().to(device)
     average.load_state_dict(networks.state_dict())
     optimiser = torch.optim.AdamW(networks.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -145,10 +145,8 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
     export(average, folder / "weights")
 
 
-def _loss(
-    networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams
-) -> Tensor:
-    """mean |v(z_t, t, caption) - (alpha n - sigma x)|^2, t uniform (stratified over the batch), captions at times empty."""
+def _loss(networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams) -> Tensor:
+    """mean |v(z_t, t, caption) - (alpha n - sigma x)|^2; t uniform over a stratified batch; some captions empty."""
     pictures, captions = batch(pool, settings.batch, streams)
     dropped = streams.uniform("drop", (settings.batch,)) < settings.drop_caption
     captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]

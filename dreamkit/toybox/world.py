@@ -218,8 +218,7 @@ def robot() -> list[Part]:
 
 
 KINDS: dict[str, Callable[[], list[Part]]] = {
-    f.__name__: f
-    for f in (mug, chair, table, car, snowman, mushroom, tree, house, rocket, lamp, duck, robot)
+    f.__name__: f for f in (mug, chair, table, car, snowman, mushroom, tree, house, rocket, lamp, duck, robot)
 }
 
 
@@ -232,7 +231,7 @@ def parts(kind: str) -> tuple[Part, ...]:
     points = np.concatenate([mesh.vertices for mesh, _ in built])
     middle = (points.min(0) + points.max(0)) / 2
     scale = RADIUS / np.linalg.norm(points - middle, axis=1).max()
-    return tuple((Mesh(np.float32((m.vertices - middle) * scale), m.faces), colour) for m, colour in built)
+    return tuple((Mesh(((m.vertices - middle) * scale).astype(np.float32), m.faces), colour) for m, colour in built)
 
 
 def true_mesh(kind: str, colour: str) -> Mesh:
@@ -273,11 +272,11 @@ def vocabulary() -> list[str]:
 
 
 def _placed(solid: Any, centre: tuple[float, float, float]) -> Mesh:
-    return Mesh(np.float32(solid.vertices + np.asarray(centre)), np.int32(solid.faces))
+    return Mesh(np.asarray(solid.vertices + np.asarray(centre), np.float32), np.asarray(solid.faces, np.int32))
 
 
 def _spun(mesh: Mesh, degrees: float) -> Mesh:
     """The mesh turned about the vertical axis."""
     a = np.deg2rad(degrees)
     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    return Mesh(np.float32(mesh.vertices @ turn.T), mesh.faces)
+    return Mesh((mesh.vertices @ turn.T).astype(np.float32), mesh.faces)

@@ -68,16 +68,18 @@ def _kernels(real: Any, width: int) -> tuple[wp.Kernel, wp.Kernel]:
     """Forward and adjoint, for one scalar type and one number of features."""
     row = wp.types.vector(width, real)
     zero, one = real(0.0), real(1.0)
-    thin = real(0.1)
-    terms = 5 if real == wp.float32 else 10  # of the series of 1 - exp(-thin), enough for the last digit
+    thin, terms = real(1.0 / 64.0), 4 if real == wp.float32 else 8  # the next would be beyond the last digit
+    dark = real(1.0e-30)
 
     @wp.func
-    def absorbed_thin(depth: real) -> real:
-        """1 - exp(-depth) for a small depth, by its series: the difference would lose its digits."""
-        total = one
+    def absorbed(depth: real, left: real):
+        """1 - exp(-depth), given left = exp(-depth): by its series where the difference would be only rounding."""
+        if depth >= thin:
+            return one - left
+        series = one
         for k in range(terms, 1, -1):
-            total = one - depth * total * (one / real(k))
-        return depth * total
+            series = one - depth * series * (one / real(k))
+        return depth * series
 
     @wp.kernel(**OPTIONS)
     def forward(
@@ -101,19 +103,16 @@ def _kernels(real: Any, width: int) -> tuple[wp.Kernel, wp.Kernel]:
         for i in range(offsets[ray], offsets[ray + 1]):
             d = density[i] * length[i]
             thickness += d
-            left = wp.exp(-thickness)
-            w = through - left
-            if d < thin:
-                w = through * absorbed_thin(d)
-            through = left
+            left = wp.exp(-d)
+            w = through * absorbed(d, left)
+            through *= left
+            if through < dark:
+                through = zero  # denormal numbers are slow
             weight[i] = w
             total += w * features[i]
             far += w * t[i]
         seen[ray] = total
-        opaque = one - through
-        if thickness < thin:
-            opaque = absorbed_thin(thickness)
-        alpha[ray] = opaque
+        alpha[ray] = absorbed(thickness, wp.exp(-thickness))
         depth[ray] = far
         behind[ray] = through
 

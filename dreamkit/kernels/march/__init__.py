@@ -57,7 +57,8 @@ def march(
         near:       no sample closer to the origin than this.
         backend:    "auto", "warp" or "reference".
 
-    Returns Samples; t and length have the dtype of `origins`. A ray that misses the cube, or holds a NaN, has none.
+    Returns Samples; t and length have the dtype of `origins`. A ray that misses the cube, holds a NaN or
+    has a direction of length 0 has none.
     Not differentiable. Backends may disagree on a candidate within rounding of a cell face or of t_out.
 
     Raises ValueError for wrong shapes, dtypes, devices or step; InputError for a backend that is not there.

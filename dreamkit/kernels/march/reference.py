@@ -13,7 +13,7 @@ def march(origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, j
     t_in, t_out = _cube(origins, directions, near)
     most = math.ceil(2 * math.sqrt(3) / step) + 1  # candidates along the longest diagonal
     t = t_in[:, None] + (torch.arange(most, device=t_in.device) + jitter[:, None]) * step  # [R, most]
-    inside = (t < t_out[:, None]) & torch.isfinite(t)
+    inside = (t < t_out[:, None]) & torch.isfinite(t_out[:, None])  # a direction of length 0 never leaves
     ray, index = torch.nonzero(inside, as_tuple=True)
     t = t[ray, index]
     size = len(occupancy)
