@@ -48,6 +48,17 @@ def measure(prompt: str, out: Path, arguments: list[str]) -> dict[str, Any]:
     }
 
 
+def import_seconds() -> dict[str, float]:
+    """Seconds that `import dreamkit`, and everything that a run needs before it loads a model, cost beyond torch."""
+    code = "import time, torch; began = time.perf_counter(); import {}; print(time.perf_counter() - began)"
+
+    def best(name: str) -> float:
+        command = [sys.executable, "-c", code.format(name)]
+        return min(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5))
+
+    return {name: round(best(name), 3) for name in ("dreamkit", "dreamkit.api")}
+
+
 def _resident(pid: int) -> float:
     """Resident memory of a process and its children, GiB."""
     total = 0.0
@@ -91,6 +102,7 @@ def main() -> None:
     prompts = read_list(given.prompts) if given.prompts else ["a red mug"]
     root = given.out or Path(tempfile.mkdtemp(prefix="dreamkit-benchmark-"))
     folders = [root / prompt.replace(" ", "-") for prompt in prompts]
+    print(json.dumps({"import_seconds_beyond_torch": import_seconds()}), flush=True)
     for prompt, folder in zip(prompts, folders, strict=True):
         print(json.dumps(measure(prompt, folder, given.rest)), flush=True)
     if given.sheet:
