@@ -106,11 +106,15 @@ def export(
 ) -> Result:
     """Write the files of a run again from its last checkpoint, with other settings of `Export` if given."""
     chosen = devices.choose(device)
+    before = Run.open(path).status
     with Run.resume(path) as run:
-        scene, step = _scene(run, chosen)
-        spec = override(run.recipe, {f"export.{key}": value for key, value in (settings or {}).items()}).export
-        exported = _write(run, scene, replace(run.recipe, export=spec), chosen, note)
-        run.update(status="complete" if step == run.recipe.steps else "interrupted", export=exported.facts())
+        try:
+            scene, _ = _scene(run, chosen)
+            spec = override(run.recipe, {f"export.{key}": value for key, value in (settings or {}).items()}).export
+            exported = _write(run, scene, replace(run.recipe, export=spec), chosen, note)
+            run.update(export=exported.facts())
+        finally:
+            run.update(status=before)
         return Result(run, scene, exported)
 
 
@@ -202,7 +206,8 @@ def _write(run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: N
 
     note("preview")
     preview.preview_png(exported.mesh, run.path / "preview.png")
-    preview.turntable(exported.mesh, run.path / "turntable.mp4")
+    if recipe.export.turntable_seconds > 0:
+        preview.turntable(exported.mesh, run.path / "turntable.mp4", seconds=recipe.export.turntable_seconds)
     facts: dict[str, Any] = {"system": run.facts["system"], "seed": run.seed, "steps": recipe.steps}
     facts |= {"faces": exported.faces, "agreement with the scene": str(exported.agreement)}
     preview.preview_html(exported.mesh, run.path / "preview.html", run.prompt, facts)

@@ -249,11 +249,11 @@ def _record(recipe: Recipe, run: Run, state: State, figures: dict[str, Any]) -> 
     if last or state.step % cadence.preview == 0:
         folder = run.path / "images"
         folder.mkdir(exist_ok=True)
-        write_whole(folder / f"step_{state.step:06d}.png", png(preview(state.scene)))
+        write_whole(folder / f"step_{state.step:06d}.png", png(four_views(state.scene)))
 
 
 @torch.no_grad()
-def preview(scene: Scene) -> Tensor:
+def four_views(scene: Scene) -> Tensor:
     """Four views of the scene from all round, in one picture [3, H, 4 W]."""
     return torch.cat(list(scene.render(ring(4, size=128)).rgb), dim=-1)
 

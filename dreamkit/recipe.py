@@ -95,6 +95,8 @@ class Export:
     """Texels along each side."""
     unwrap_seconds: float = 60.0
     """How long the UV unwrap may take before the simple one is used."""
+    turntable_seconds: float = 3.0
+    """Length of turntable.mp4; 0 makes none."""
 
     def __post_init__(self) -> None:
         _check_tuple("Export.formats", self.formats, str)

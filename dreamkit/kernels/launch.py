@@ -9,6 +9,7 @@ Only `warp_kernel.py` files import this; it imports Warp.
 
 import functools
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +21,25 @@ if hasattr(wp.config, "log_level"):
     wp.config.log_level = wp.LOG_ERROR  # no banner, no line for every kernel that is compiled
 else:
     wp.config.quiet = True  # type: ignore[attr-defined]  # an older Warp's word for it
-wp.init()
+
+
+def _init() -> None:
+    """Start Warp. Without CUDA its native code says so on standard error at every start, which is no news."""
+    if torch.cuda.is_available():
+        wp.init()
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        wp.init()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+_init()
 
 OPTIONS: dict[str, Any] = {"module": "unique", "enable_backward": False}  # of every kernel: the adjoints are written
 

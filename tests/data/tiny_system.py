@@ -23,6 +23,6 @@ recipe = Recipe(
             batch=2,
         ),
     ),
-    export=Export(grid_resolution=32, face_budget=500, texture_size=64, unwrap_seconds=0.0),
+    export=Export(grid_resolution=32, face_budget=500, texture_size=64, unwrap_seconds=0.0, turntable_seconds=0.2),
     cadence=Cadence(log=1, checkpoint=5, preview=15),
 )
