@@ -7,17 +7,22 @@ result.mesh, result.scene, result.run.path
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 
 from dreamkit import device as devices
 from dreamkit import loop
+from dreamkit.cameras import ring
+from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError, RunError, nearest
 from dreamkit.export import Exported
 from dreamkit.export import export as write_files
 from dreamkit.guidance import rules
+from dreamkit.guidance.estimate import Guided
 from dreamkit.guidance.rule import Rule
+from dreamkit.images import png
 from dreamkit.meshes import Mesh
 from dreamkit.priors import Diffusers, Prior
 from dreamkit.recipe import Guide, Recipe, Stage, load, override
@@ -77,7 +82,9 @@ def generate(
     recipe = compose(system, guidance, representation, prior, steps, settings or {})
     chosen = devices.choose(device)
     note("prior")
-    priors = loop.load_priors(recipe, prompt, chosen)  # what cannot work is said before a folder is made
+    Run.check(out, prompt, recipe)  # cheap mistakes first; then what cannot work is said before a folder is made
+    priors = loop.load_priors(recipe, prompt, chosen)
+    loop.rehearse(recipe, priors, prompt, chosen)
     with Run.create(out, prompt, system, seed, recipe, str(chosen)) as run:
         return _finish(run, priors, chosen, watch, note)
 
@@ -87,7 +94,7 @@ def resume(
 ) -> Result:
     """Go on with a run that was interrupted, on the device it was begun on unless another is named.
 
-    On one device the result has the bits of an uninterrupted run. Raises InputError for a run that is complete.
+    On a CPU the result has the bits of an uninterrupted run. Raises InputError for a run that is complete.
     """
     found = Run.open(path)
     if found.status == "complete":
@@ -97,6 +104,8 @@ def resume(
     chosen = devices.choose(device or found.facts["device"])
     note("prior")
     priors = loop.load_priors(found.recipe, found.prompt, chosen)
+    if "prior" in found.facts:
+        found.check_prior([prior.identity() for prior in priors.values()])
     with Run.resume(path) as run:
         return _finish(run, priors, chosen, watch, note)
 
@@ -106,33 +115,32 @@ def export(
 ) -> Result:
     """Write the files of a run again from its last checkpoint, with other settings of `Export` if given."""
     chosen = devices.choose(device)
-    before = Run.open(path).status
+    found = Run.open(path)
+    before = {"status": found.status, "error": found.facts.get("error")}
+    recipe = override(found.recipe, {f"export.{key}": value for key, value in (settings or {}).items()})
     with Run.resume(path) as run:
         try:
             scene, _ = _scene(run, chosen)
-            spec = override(run.recipe, {f"export.{key}": value for key, value in (settings or {}).items()}).export
-            exported = _write(run, scene, replace(run.recipe, export=spec), chosen, note)
+            exported = _write(run, scene, recipe, chosen, note)
             run.update(export=exported.facts())
         finally:
-            run.update(status=before)
+            run.update(**before)
         return Result(run, scene, exported)
 
 
 def render(path: str | Path, *, views: int = 8, size: int = 256, elevation: float = 15.0, device: str = "auto") -> Path:
     """Pictures of a run's scene from all round, as it is in its last checkpoint; returns their folder."""
-    from dreamkit.cameras import ring
-    from dreamkit.images import png
-    from dreamkit.run import write_whole
-
     if views < 1 or size < 8:
         raise InputError(f"render takes at least one view of at least 8 pixels; got {views} of {size}")
     run = Run.open(path)
     scene, step = _scene(run, devices.choose(device))
-    folder = run.path / "images" / f"render_{step:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
-        pictures = scene.render(ring(views, elevation_degrees=elevation, size=size)).rgb
-    for number, picture in enumerate(pictures):
+    folder = run.path / "images" / f"render_{step:06d}_{views}x{size}"
+    with plainly(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    cameras = ring(views, elevation_degrees=elevation, size=size)
+    for number in range(views):  # one at a time: the memory of one view serves for any number
+        with torch.no_grad():
+            picture = scene.render(cameras[number : number + 1]).rgb[0]
         write_whole(folder / f"view_{number:03d}.png", png(picture))
     return folder
 
@@ -145,7 +153,11 @@ def compose(
     steps: int | None,
     settings: Mapping[str, str],
 ) -> Recipe:
-    """The recipe of a system with parts replaced. Raises InputError with the nearest names for an unknown one."""
+    """The recipe of a system with parts replaced. Raises InputError with the nearest names for an unknown one.
+
+    Another rule keeps the system's levels, and where both use one its guidance scale: these two belong to the prior and
+    the length of the run, and rules are compared by what else they are.
+    """
     recipe = load(system)
     rule = None if guidance is None else rules_by_name().get(guidance.lower())
     if guidance is not None and rule is None:
@@ -153,8 +165,14 @@ def compose(
     if representation is not None and representation not in REPRESENTATIONS:
         raise InputError(f"there is no representation {representation!r}. {nearest(representation, REPRESENTATIONS)}")
 
+    if prior and Path(prior).expanduser().is_dir():
+        prior = str(Path(prior).expanduser().resolve())  # so that a run can be resumed from anywhere
+
     def changed_guide(guide: Guide) -> Guide:
-        return replace(guide, rule=rule or guide.rule, prior=Diffusers(prior) if prior else guide.prior)
+        new = replace(rule, levels=guide.rule.levels) if rule else guide.rule
+        if isinstance(new.trust, Guided) and isinstance(guide.rule.trust, Guided):
+            new = replace(new, trust=replace(new.trust, scale=guide.rule.trust.scale))
+        return replace(guide, rule=new, prior=Diffusers(prior) if prior else guide.prior)
 
     def changed(stage: Stage) -> Stage:
         fresh = REPRESENTATIONS[representation] if representation else stage.representation
@@ -177,7 +195,7 @@ def _with_steps(recipe: Recipe, steps: int) -> Recipe:
     if steps < len(recipe.stages):
         raise InputError(f"--steps {steps}: at least one for each of the {len(recipe.stages)} stages is needed")
     share = [max(1, round(steps * stage.steps / recipe.steps)) for stage in recipe.stages]
-    share[-1] += steps - sum(share)
+    share[share.index(max(share))] += steps - sum(share)
     stages = tuple(replace(stage, steps=n) for stage, n in zip(recipe.stages, share, strict=True))
     return replace(recipe, stages=stages)
 
@@ -192,7 +210,9 @@ def _finish(run: Run, priors: dict[Any, Prior], device: torch.device, watch: loo
         return Result(run, scene, exported)
     except KeyboardInterrupt as stop:
         run.update(status="interrupted")
-        raise KeyboardInterrupt(f"interrupted; what is done is kept. Go on with: dreamkit resume {run.path}") from stop
+        raise KeyboardInterrupt(
+            f"interrupted; what is done is kept. Go on with: dreamkit resume {quote(str(run.path))}"
+        ) from stop
     except (RunError, InputError) as error:
         run.update(status="failed", error=str(error))
         raise

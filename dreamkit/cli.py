@@ -65,7 +65,7 @@ def export(given: argparse.Namespace) -> None:
 
     settings = _settings(given.set)
     if given.formats:
-        settings["formats"] = f"({', '.join(repr(name) for name in given.formats.split(','))},)"
+        settings["formats"] = f"({', '.join(repr(name.strip()) for name in given.formats.split(','))},)"
     with _Progress() as progress:
         result = api.export(given.run, settings=settings, device=given.device, note=progress.note)
     _report(result)
@@ -96,12 +96,10 @@ def show(given: argparse.Namespace) -> None:
 
 def _report(result: Any) -> None:
     exported, path = result.exported, result.run.path
-    print(f"{path / exported.files[0].name}  {exported.faces} faces; against the scene: {exported.agreement}")
-    print(
-        f"also there: preview.png, turntable.mp4, preview.html, {', '.join(f.name for f in exported.files[1:])}".rstrip(
-            ", "
-        )
-    )
+    shown = [path / name for name in ("preview.png", "turntable.mp4", "preview.html")]
+    others = [file.name for file in (*exported.files[1:], *shown) if file.exists()]
+    print(f"{exported.files[0]}  {exported.faces} faces; against the scene: {exported.agreement}")
+    print(f"also there: {', '.join(others)}")
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -151,7 +149,7 @@ class _Progress:
         """What is being done now."""
         if self.task is not None:
             self.bar.update(self.task, description=text)
-        if not self.console.is_terminal:
+        if self.task is None or not self.console.is_terminal:
             self._line(text)
 
     def watch(self, step: int, steps: int, figures: dict[str, Any]) -> None:
@@ -169,7 +167,7 @@ class _Progress:
             self._line(f"step {step}/{steps}  {text}")
 
     def _line(self, text: str) -> None:
-        print(f"{time.monotonic() - self.began:6.1f} s  {text}", file=sys.stderr, flush=True)
+        self.console.print(f"{time.monotonic() - self.began:6.1f} s  {text}", highlight=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -188,7 +186,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("generate", generate, "make an asset from a prompt")
     sub.add_argument("prompt", help='what to make, such as "a red mug"')
     sub.add_argument("--system", help="a system's name or the path of a .py file (default: toybox)")
-    sub.add_argument("--guidance", help="a rule in the place of the system's, such as nfsd")
+    sub.add_argument(
+        "--guidance",
+        help="a rule in the place of the system's, such as nfsd; its levels and guidance scale stay the system's",
+    )
     sub.add_argument("--representation", help="a representation in the place of the system's, such as nerf")
     sub.add_argument("--prior", help="toybox, a diffusers pipeline folder, or a hub id")
     sub.add_argument("--seed", type=int, default=0)

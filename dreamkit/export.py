@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dreamkit.assets.bake import bake, colour_vertices
+from dreamkit.assets.bake import bake
 from dreamkit.assets.clean import clean
 from dreamkit.assets.compare import Comparison, compare
 from dreamkit.assets.extract import density_grid, density_surface, match_level
@@ -89,11 +89,10 @@ def export(
         unwrapped = unwrap(mesh, spec.texture_size, spec.unwrap_seconds)
     with clock("bake"):
         textured = bake(unwrapped.mesh, scene.colour, spec.texture_size, density=scene.density, device=device)
-        plain = colour_vertices(mesh, scene.colour, density=scene.density, device=device)
     with clock("write"):
         files = []
         for suffix in spec.formats:
-            files += write(plain if suffix == "ply" else textured, folder / f"mesh.{suffix}", provenance)
+            files += write(textured, folder / f"mesh.{suffix}", provenance)
     with clock("compare"):
         back = read(files[0])
         agreement = compare(images, render_mesh(back, cameras, background=BACKGROUND))

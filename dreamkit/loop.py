@@ -1,7 +1,7 @@
 """The loop: a scene is rendered, the guides say how its pictures should change, and it changes.
 
 A step is a pure function of (state, step number, seed): all its randomness comes from `Streams(seed, step)`. So a run
-that is killed and resumed ends in the same bits as one that was not.
+that is killed and resumed ends in the same bits as one that was not (on CUDA, up to the order of atomic sums).
 """
 
 import signal
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.cameras import ring
+from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError, RunError
 from dreamkit.guidance.rule import check, gradient
 from dreamkit.images import Images, png
@@ -25,7 +26,7 @@ from dreamkit.priors.prior import Prior, view_conditions
 from dreamkit.prompts import views_of
 from dreamkit.recipe import Guide, Recipe, Stage
 from dreamkit.representations.representation import Scene
-from dreamkit.run import Run, flatten, unflatten, write_whole
+from dreamkit.run import Run, flatten, unflatten
 from dreamkit.schedule import fixed
 from dreamkit.streams import Streams
 
@@ -46,6 +47,8 @@ class State:
     """Steps done, over all stages."""
     attempt: int = 0
     """Roll-backs so far. A new attempt draws new random numbers, else it would fail where the last one did."""
+    skipped: int = 0
+    """Steps just skipped in a row."""
 
 
 def optimise(
@@ -58,18 +61,19 @@ def optimise(
     """
     run.check_prior([prior.identity() for prior in priors.values()])
     state = _begin(recipe, run, device)
-    skipped = 0
+    ended, seconds = time.perf_counter(), list[dict[str, float]]()
     with _deferred_interrupts() as interrupted:
         while state.step < recipe.steps:
             stage, first = stage_of(recipe, state.step)
             if state.step == first and first > 0:
                 state = _next_stage(recipe, run.seed, state, device)
             figures = take_step(stage, state, first, priors, run.prompt, run.seed)
-            skipped = skipped + 1 if figures["skipped"] else 0
-            if skipped == PATIENCE:
-                state, skipped = _roll_back(recipe, run, device, state, figures), 0
+            if state.skipped == PATIENCE:
+                state = _roll_back(recipe, run, device, state, figures)
                 continue
-            _record(recipe, run, state, figures)
+            began, ended = ended, time.perf_counter()
+            seconds.append(figures["seconds"] | {"step": ended - began})
+            _record(recipe, run, state, figures, seconds)
             if watch:
                 watch(state.step, recipe.steps, figures)
             if interrupted.is_set() and state.step < recipe.steps:
@@ -105,7 +109,8 @@ def take_step(
         losses[f"guide{number}"] = fixed(guide.weight) * (guidance.gradient * x).sum() / len(x)
         figures[f"guide{number}"] = guidance.figures
     for term in now.losses:
-        losses[term.function.__name__] = term(images, state.scene)
+        name = term.function.__name__
+        losses[name] = losses.get(name, 0.0) + term(images, state.scene)
     groups = state.scene.parameters(now.representation)
     for mine, fresh in zip(state.optimiser.param_groups, groups, strict=True):
         mine["lr"] = fresh["lr"]
@@ -118,6 +123,7 @@ def take_step(
             state.optimiser.step()
             state.scene.after_step(local, streams)
     state.step += 1
+    state.skipped = state.skipped + 1 if bad else 0
     alpha = images.alpha.detach()
     return figures | {
         "losses": {name: loss.item() for name, loss in losses.items()},
@@ -148,6 +154,7 @@ def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, 
     for guide in guides:
         if guide.prior not in priors:
             priors[guide.prior] = guide.prior.load(device)
+            priors[guide.prior].check_prompt(prompt)
         check(guide.rule, priors[guide.prior])
     for stage in recipe.stages:
         for guide in stage.guides:
@@ -156,6 +163,20 @@ def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, 
                 priors[guide.prior], prompt, ["overhead" if stage.view_words else None], stage.negative_prompt
             )
     return priors
+
+
+def rehearse(recipe: Recipe, priors: dict[Any, Prior], prompt: str, device: torch.device) -> None:
+    """Take every stage's first and last step on a scene that is thrown away, so that what cannot work is said before
+    anything is spent. Raises InputError."""
+    for number, stage in enumerate(recipe.stages):
+        try:
+            state = State(*build(stage, 0, device))
+            for state.step in dict.fromkeys((0, stage.steps - 1)):
+                take_step(stage, state, 0, priors, prompt, 0)
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"stage {number} of this recipe cannot run: {error}") from error
 
 
 def stage_of(recipe: Recipe, step: int) -> tuple[Stage, int]:
@@ -180,7 +201,7 @@ def build(stage: Stage, seed: int, device: torch.device) -> tuple[Scene, torch.o
 def save(run: Run, state: State) -> None:
     """Write a checkpoint of the whole state."""
     tensors, facts = flatten({"scene": state.scene.state(), "optimiser": state.optimiser.state_dict()})
-    run.save_checkpoint(state.step, tensors, {"attempt": state.attempt, "structure": facts})
+    run.save_checkpoint(state.step, tensors, {"attempt": state.attempt, "skipped": state.skipped, "structure": facts})
 
 
 def restore(recipe: Recipe, run: Run, device: torch.device) -> State | None:
@@ -201,7 +222,7 @@ def restore(recipe: Recipe, run: Run, device: torch.device) -> State | None:
             f"the checkpoint of step {step} in {run.path} does not fit its recipe ({error}). It may come from another "
             "version of dreamkit: start a new run with `dreamkit generate`."
         ) from error
-    return State(scene, optimiser, step, int(facts["attempt"]))
+    return State(scene, optimiser, step, int(facts["attempt"]), int(facts["skipped"]))
 
 
 def _begin(recipe: Recipe, run: Run, device: torch.device) -> State:
@@ -222,7 +243,7 @@ def _next_stage(recipe: Recipe, seed: int, state: State, device: torch.device) -
         raise RunError(
             f"the stage that starts at step {first} cannot go on with the scene of the stage before it: {error}"
         ) from error
-    return State(scene, optimiser, state.step, state.attempt)
+    return State(scene, optimiser, state.step, state.attempt, state.skipped)
 
 
 def _roll_back(recipe: Recipe, run: Run, device: torch.device, state: State, figures: dict[str, Any]) -> State:
@@ -239,16 +260,20 @@ def _roll_back(recipe: Recipe, run: Run, device: torch.device, state: State, fig
     return back
 
 
-def _record(recipe: Recipe, run: Run, state: State, figures: dict[str, Any]) -> None:
-    """Log, checkpoint and preview when it is time."""
+def _record(recipe: Recipe, run: Run, state: State, figures: dict[str, Any], seconds: list[dict[str, float]]) -> None:
+    """Log, checkpoint and preview when it is time. Logged seconds are means over the steps since the last line."""
     last, cadence = state.step == recipe.steps, recipe.cadence
     if last or state.step % cadence.log == 0:
-        run.log(state.step, **figures)
-    if last or state.step % cadence.checkpoint == 0:
+        mean = {part: sum(step[part] for step in seconds) / len(seconds) for part in seconds[0]}
+        run.log(state.step, **figures | {"seconds": mean})
+        seconds.clear()
+    # A step that was skipped may mean that the scene is broken: not one to come back to.
+    if last or (state.step % cadence.checkpoint == 0 and not state.skipped):
         save(run, state)
     if last or state.step % cadence.preview == 0:
         folder = run.path / "images"
-        folder.mkdir(exist_ok=True)
+        with plainly(folder):
+            folder.mkdir(exist_ok=True)
         write_whole(folder / f"step_{state.step:06d}.png", png(four_views(state.scene)))
 
 
@@ -278,15 +303,21 @@ def _entropy(alpha: Tensor) -> float:
 
 @dataclass
 class _Clock:
-    """Wall-clock seconds by part of a step."""
+    """Wall-clock seconds by part of a step; on CUDA, where work is queued, each part waits for its own."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began = self._now()
         yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+        self.seconds[part] = self.seconds.get(part, 0.0) + self._now() - began
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 @contextmanager

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from dreamkit.assets.bake import to_bytes, vertex_normals
-from dreamkit.assets.files import png_bytes, write_atomically
+from dreamkit.assets.files import png_bytes
 from dreamkit.cameras import Cameras, ring
+from dreamkit.disk import plainly, write_whole
 from dreamkit.meshes import Mesh
 from dreamkit.render.mesh import render_mesh
 
@@ -27,7 +28,7 @@ def preview_png(mesh: Mesh, path: Path | str, size: int = 256, device: torch.dev
     """Eight views from all round, the front first, in two rows of four; each `size` pixels square, softly lit."""
     views = _pictures(framed(mesh), ring(8, size=size), device)
     rows = [np.concatenate(list(views[i : i + 4]), axis=1) for i in (0, 4)]
-    write_atomically(path, png_bytes(np.concatenate(rows)))
+    write_whole(Path(path), png_bytes(np.concatenate(rows)))
     return Path(path)
 
 
@@ -51,7 +52,7 @@ def turntable(
         raise ValueError(f"a turntable needs an even size of at least 16 pixels; got {size}")
     cameras = ring(max(round(seconds * fps), 1), size=size)
     centred = framed(mesh)
-    with tempfile.TemporaryDirectory(prefix="dreamkit-turntable-") as folder:
+    with plainly(Path(path)), tempfile.TemporaryDirectory(prefix="dreamkit-turntable-") as folder:
         film = Path(folder, "turntable.mp4")
         with imageio.get_writer(
             film,
@@ -65,7 +66,7 @@ def turntable(
             for i in range(0, len(cameras), 4):  # a few at a time: rays take memory
                 for picture in _pictures(centred, cameras[i : i + 4], device):
                     writer.append_data(picture)  # type: ignore[attr-defined]
-        write_atomically(path, film.read_bytes())
+        write_whole(Path(path), film.read_bytes())
     return Path(path)
 
 
@@ -84,7 +85,7 @@ def preview_html(mesh: Mesh, path: Path | str, title: str, facts: Mapping[str, o
     template = resources.files("dreamkit").joinpath("preview.html.template").read_text(encoding="utf-8")
     # In one pass, so that a title that looks like a placeholder stays a title.
     page = re.sub(r"@@(TITLE|FACTS|MESH)@@", lambda found: parts[found[1]], template)
-    write_atomically(path, page.encode("utf-8"))
+    write_whole(Path(path), page.encode("utf-8"))
     return Path(path)
 
 

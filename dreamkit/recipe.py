@@ -74,6 +74,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         _check_tuple("Stage.guides", self.guides, Guide)
+        if not self.guides:
+            raise InputError("Stage.guides holds no guide: nobody would say how the pictures should change.")
         _check_tuple("Stage.losses", self.losses, Weighted)
         _check_at_least("Stage.steps", self.steps, 1)
         _check_at_least("Stage.batch", self.batch, 1)
@@ -89,7 +91,7 @@ class Export:
 
     formats: tuple[str, ...] = ("glb",)
     grid_resolution: int = 128
-    """Cells along each side of the grid a surface is extracted on."""
+    """Nodes along each side of the grid a surface is extracted on."""
     face_budget: int = 20_000
     texture_size: int = 1024
     """Texels along each side."""
@@ -100,6 +102,8 @@ class Export:
 
     def __post_init__(self) -> None:
         _check_tuple("Export.formats", self.formats, str)
+        if not self.formats:
+            raise InputError(f"Export.formats names no format. Known: {', '.join(FORMATS)}.")
         for name in self.formats:
             if name not in FORMATS:
                 raise InputError(f"cannot export to {name!r}. {nearest(str(name), FORMATS)}")
@@ -261,7 +265,7 @@ def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
     """
     for key, text in changes.items():
         for path in _full_keys(recipe, key):
-            recipe = settings.replaced(recipe, path, text, f"{'.'.join(path)}={text}")
+            recipe = settings.replaced(recipe, path, str(text), f"{'.'.join(path)}={text}")
     return recipe
 
 

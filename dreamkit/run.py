@@ -39,6 +39,8 @@ FORMAT = 1
 STATUSES = ("running", "interrupted", "failed", "complete")
 SPACE = 256 * 2**20
 """Bytes that must be free before a run starts, unless the caller knows better."""
+RECORD = ("prompt", "system", "seed", "device", "status", "step", "versions", "recipe")
+"""What every run.json says."""
 PACKAGES = ("dreamkit", "torch", "numpy", "warp-lang", "diffusers", "transformers", "safetensors")
 
 
@@ -51,6 +53,17 @@ class Run:
         self._log: io.FileIO | None = None
 
     # ---- Opening and closing
+
+    @staticmethod
+    def check(out: str | Path | None, prompt: str, recipe: Recipe, root: str | Path = "outputs") -> None:
+        """Say what `create` would say against these, without writing anything: before a model is loaded for nothing."""
+        if not prompt.strip():
+            raise InputError("the prompt is empty. Say what to make, such as 'a red mug'.")
+        to_json(recipe)
+        folder = Path(out or root).expanduser()
+        check_space(folder, SPACE)
+        if out is not None and os.path.lexists(folder):
+            _check_empty(folder)
 
     @staticmethod
     def create(
@@ -113,7 +126,7 @@ class Run:
                 f"{file} has format {facts['format']}, written by dreamkit {by}; this one knows format {FORMAT}. "
                 "Upgrade dreamkit to open it."
             )
-        if absent := [name for name in ("prompt", "seed", "status", "recipe") if name not in facts]:
+        if absent := [name for name in RECORD if name not in facts]:
             raise InputError(f"{file} lacks {', '.join(absent)}, so the run cannot be opened.")
         try:
             recipe = from_json(facts["recipe"])
@@ -174,12 +187,12 @@ class Run:
         write_whole(self.path / "run.json", (json.dumps(new, indent=1) + "\n").encode())
         self.facts = new
 
-    def check_prior(self, identities: Any) -> None:
+    def check_prior(self, identities: list[dict[str, Any]]) -> None:
         """Record which priors guide this run (JSON values); on a resume, raise InputError if they are others now."""
         before = self.facts.get("prior")
         if before is None:
             self.update(prior=identities)
-        elif before != json.loads(json.dumps(identities)):
+        elif _weights(before) != _weights(json.loads(json.dumps(identities))):
             raise InputError(
                 f"{self.path} was begun with the prior {json.dumps(before)}, but now it is {json.dumps(identities)}. "
                 "A resumed run needs the same weights; start a new run to use others."
@@ -258,7 +271,8 @@ class Run:
     def latest_checkpoint(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """(step, tensors on the CPU, facts) of the last checkpoint that is whole; None if there is none.
 
-        A damaged one is passed over with a warning. Raises InputError for one of another recipe.
+        A damaged one is passed over with a warning. Raises InputError for one of another recipe, or if there are
+        some and none is whole.
         """
         from safetensors.torch import load
 
@@ -268,6 +282,11 @@ class Run:
                 return step, load(data), record["facts"]
             except _Damaged as damage:
                 warnings.warn(f"checkpoint {self._stem(step)} is passed over: {damage}", stacklevel=2)
+        if self._steps():
+            raise InputError(
+                f"no checkpoint in {self._stem(0).parent} is whole. Put back a good one; or take the folder away, and "
+                "resume begins the run again."
+            )
         return None
 
     def _verified(self, step: int) -> tuple[dict[str, Any], bytes]:
@@ -302,6 +321,11 @@ class Run:
     def _remove(self, step: int) -> None:
         for suffix in (".json", ".safetensors"):  # in this order a half-removed pair is no checkpoint
             self._stem(step).with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _weights(identities: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Identities without the number format, which follows the device a run goes on."""
+    return [{key: value for key, value in identity.items() if key != "dtype"} for identity in identities]
 
 
 class _Damaged(Exception):
@@ -379,9 +403,19 @@ def _new_folder(out: str | Path | None, root: Path, prompt: str, system: str, se
 def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = [item.name for item in folder.iterdir() if item.name != ".lock"]
         with tempfile.TemporaryFile(dir=folder):
             pass  # the folder can be written
+    except OSError as error:
+        raise InputError(
+            f"the output folder {folder} cannot be written: {error.strerror or error}. Choose another with --out."
+        ) from error
+    _check_empty(folder)
+    return folder
+
+
+def _check_empty(folder: Path) -> None:
+    try:
+        held = [item.name for item in folder.iterdir() if item.name != ".lock"]
     except OSError as error:
         raise InputError(
             f"the output folder {folder} cannot be written: {error.strerror or error}. Choose another with --out."
@@ -392,7 +426,6 @@ def _made(folder: Path) -> Path:
         )
     if held:
         raise InputError(f"{folder} is not empty (it holds {held[0]}). Choose a new or an empty folder with --out.")
-    return folder
 
 
 def slug(text: str) -> str:

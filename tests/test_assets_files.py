@@ -18,7 +18,6 @@ from dreamkit.assets.files import (
     to_gltf_frame,
     to_linear,
     write,
-    write_atomically,
 )
 from dreamkit.assets.unwrap import grid_atlas
 from dreamkit.errors import InputError
@@ -200,13 +199,3 @@ def test_other_suffixes_missing_broken_and_empty_files_are_named(tmp_path: Path)
     with pytest.raises(InputError, match="has no faces"):
         write(Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)), tmp_path / "empty.glb")
     assert not (tmp_path / "empty.glb").exists()
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.bin"
-    write_atomically(path, b"old")
-    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]

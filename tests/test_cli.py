@@ -68,7 +68,7 @@ def test_export_writes_other_formats(finished, capfd):
 def test_render_writes_views(finished, capfd):
     code, out, _ = run(capfd, "render", str(finished), "--views", "3", "--size", "32")
     assert code == 0
-    assert len(list((finished / "images" / "render_000030").glob("view_*.png"))) == 3
+    assert len(list((finished / "images" / "render_000030_3x32").glob("view_*.png"))) == 3
     assert "3 views in" in out
 
 
@@ -125,6 +125,13 @@ MISTAKES = {
     "no steps": (("--steps", "0"), "--steps 0: at least one"),
     "no such device": (("--device", "abacus"), "device 'abacus' is not a device."),
     "device type": (("--device", "meta"), "device 'meta' is not supported"),
+    "no format": (("--set", "export.formats=()"), "Export.formats names no format. Known: glb, obj, ply."),
+    "no guide": (("--set", "guides=()"), "Stage.guides holds no guide"),
+    "empty levels": (("--set", "guides.0.rule.levels.low=0.99"), "the range of levels is empty"),
+    "a bad optimiser": (("--set", "adam.betas=(1.5, 0.9)"), "Invalid beta parameter"),
+    "a negative rate": (("--set", "representation.table_rate=-1.0"), "Invalid learning rate"),
+    "no pixels": (("--set", "cameras.size=0"), "this recipe cannot run"),
+    "unknown backend": (("--set", "representation.backend=wrap"), "backend 'wrap' is not known. Did you mean 'warp'?"),
 }
 
 
@@ -208,6 +215,27 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(finished, tmp_path, capf
     assert (folder / last).read_bytes() == (finished / last).read_bytes()
 
 
+def test_a_disk_that_is_full_when_the_mesh_is_written(tmp_path, capfd, monkeypatch):
+    """Optimising is not lost: the message says so, and resume makes the mesh."""
+    real = os.replace
+
+    def full(source: object, target: object) -> None:
+        if str(target).endswith("mesh.glb"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    folder = tmp_path / "full"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        code, _, err = run(capfd, *generate(out=folder))
+    assert code == 1
+    assert "the disk is full" in err
+    assert not [path for path in folder.iterdir() if "mesh" in path.name]  # nothing half-written either
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert run(capfd, "resume", str(folder))[0] == 0
+    assert (folder / "mesh.glb").exists()
+
+
 def test_a_broken_checkpoint_is_named(finished, tmp_path, capfd):
     folder = tmp_path / "broken"
     shutil.copytree(finished, folder)
@@ -216,7 +244,8 @@ def test_a_broken_checkpoint_is_named(finished, tmp_path, capfd):
     with pytest.warns(UserWarning, match="passed over"):
         code, _, err = run(capfd, "render", str(folder))
     assert code == 2
-    assert "has no checkpoint" in err
+    assert "no checkpoint in" in err
+    assert "is whole" in err
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(finished, tmp_path, capfd):

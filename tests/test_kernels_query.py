@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dreamkit.errors import InputError
 from dreamkit.kernels.query import surface
 
 BACKENDS = ["reference", "warp"]
@@ -68,5 +69,5 @@ def test_no_faces_and_no_rays(backend, device):
 def test_a_wrong_shape_or_backend_is_said():
     with pytest.raises(ValueError, match="surface expects vertices"):
         surface(SQUARE[:, :2], TWO)
-    with pytest.raises(ValueError, match="backend 'cuda' is not known"):
+    with pytest.raises(InputError, match="backend 'cuda' is not known"):
         surface(SQUARE, TWO, backend="cuda")

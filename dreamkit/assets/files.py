@@ -8,9 +8,7 @@ Every file is written to a temporary name and renamed, so that no reader ever me
 
 import io
 import json
-import os
 import struct
-import tempfile
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dreamkit.assets.bake import to_bytes, vertex_normals, weld
+from dreamkit.disk import write_whole
 from dreamkit.errors import InputError
 from dreamkit.meshes import Mesh
 
@@ -43,7 +42,7 @@ def write(mesh: Mesh, path: Path | str, extras: dict[str, Any] | None = None) ->
     extras = extras or {}
     if path.suffix.lower() == ".obj":
         return _write_obj(mesh, path, extras)
-    write_atomically(path, glb_bytes(mesh, extras) if path.suffix.lower() == ".glb" else ply_bytes(mesh, extras))
+    write_whole(path, glb_bytes(mesh, extras) if path.suffix.lower() == ".glb" else ply_bytes(mesh, extras))
     return [path]
 
 
@@ -84,25 +83,6 @@ def read_extras(path: Path | str) -> dict[str, Any]:
         if " dreamkit-extras " in line:
             return dict(json.loads(line.split(" dreamkit-extras ", 1)[1]))
     return {}
-
-
-def write_atomically(path: Path | str, data: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one, also after a power cut."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes a file that only its owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def to_gltf_frame(vectors: np.ndarray) -> np.ndarray:
@@ -220,11 +200,11 @@ def _write_obj(mesh: Mesh, path: Path, extras: dict[str, Any]) -> list[Path]:
     written = []
     if mesh.texture is not None and mesh.uv is not None:
         picture, material = path.with_name(f"{name}.png"), path.with_name(f"{name}.mtl")
-        write_atomically(picture, png_bytes(mesh.texture))
+        write_whole(picture, png_bytes(mesh.texture))
         lines = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {picture.name}"]
-        write_atomically(material, "\n".join([*lines, ""]).encode())
+        write_whole(material, "\n".join([*lines, ""]).encode())
         written = [material, picture]
-    write_atomically(path, _obj_text(mesh, extras, f"{name}.mtl" if written else None).encode())
+    write_whole(path, _obj_text(mesh, extras, f"{name}.mtl" if written else None).encode())
     return [path, *written]
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import cfg, over, perp_neg
-from dreamkit.guidance.rule import Ask, Estimate, Probe, settled
-from dreamkit.schedule import Number
+from dreamkit.guidance.rule import Ask, Estimate, Probe
+from dreamkit.schedule import Number, fixed
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Guided(Estimate):
 
     def __call__(self, probe: Probe) -> Tensor:
         cond, uncond = (probe.eps(ask.condition, ask.level, ask.image) for ask in self.asks())
-        return cfg(cond, uncond, settled(self.scale))
+        return cfg(cond, uncond, fixed(self.scale))
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class PerpNeg(Estimate):
         return (Ask("prompt"), Ask("null"), Ask("negative"))
 
     def __call__(self, probe: Probe) -> Tensor:
-        negatives = [(settled(self.weight), probe.eps("negative"))]
-        return perp_neg(probe.eps("prompt"), probe.eps("null"), negatives, settled(self.scale))
+        negatives = [(fixed(self.weight), probe.eps("negative"))]
+        return perp_neg(probe.eps("prompt"), probe.eps("null"), negatives, fixed(self.scale))
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Combination(Estimate):
         return tuple(Ask(name) for name in ("prompt", "negative", "null") if getattr(self, name) != 0.0)
 
     def __call__(self, probe: Probe) -> Tensor:
-        total = settled(self.noise) * probe.noise
+        total = fixed(self.noise) * probe.noise
         for ask in self.asks():
-            total = total + settled(getattr(self, ask.condition)) * probe.eps(ask.condition)
+            total = total + fixed(getattr(self, ask.condition)) * probe.eps(ask.condition)
         return total
 
 
@@ -97,8 +97,8 @@ class NoiseFree(Estimate):
 
     def __call__(self, probe: Probe) -> Tensor:
         prompt, null, negative = (probe.eps(ask.condition) for ask in self.asks())
-        high = over((probe.levels["main"].k >= settled(self.threshold)).double(), null)
-        return settled(self.scale) * (prompt - null) + null - high * negative
+        high = over((probe.levels["main"].k >= fixed(self.threshold)).double(), null)
+        return fixed(self.scale) * (prompt - null) + null - high * negative
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 
 from dreamkit.diffusion import Level
-from dreamkit.guidance.rule import Levels, settled
+from dreamkit.guidance.rule import Levels
 from dreamkit.priors.prior import Prior
-from dreamkit.schedule import Number
+from dreamkit.schedule import Number, fixed
 from dreamkit.streams import Streams
 
 
@@ -27,7 +27,7 @@ class Uniform(Levels):
 
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
         steps = prior.schedule.steps
-        first, last = _index(settled(self.low), steps), _index(settled(self.high), steps)
+        first, last = _index(fixed(self.low), steps), _index(fixed(self.high), steps)
         if last < first:
             raise ValueError(f"{self}: the range of levels is empty")
         count = batch if self.per == "sample" else 1
@@ -43,7 +43,7 @@ class At(Levels):
     u: Number
 
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
-        return {"main": prior.level(torch.full((batch,), settled(self.u), dtype=torch.float64))}
+        return {"main": prior.level(torch.full((batch,), fixed(self.u), dtype=torch.float64))}
 
 
 def _index(u: float, steps: int) -> int:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dreamkit.guidance.rule import Post, settled
-from dreamkit.schedule import Number
+from dreamkit.guidance.rule import Post
+from dreamkit.schedule import Number, fixed
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Clamp(Post):
     limit: Number
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        return gradient.clamp(-settled(self.limit), settled(self.limit))
+        return gradient.clamp(-fixed(self.limit), fixed(self.limit))
 
 
 @dataclass(frozen=True)

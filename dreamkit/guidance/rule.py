@@ -28,7 +28,7 @@ from torch import Tensor
 from dreamkit.diffusion import Level, add_noise, over
 from dreamkit.errors import InputError
 from dreamkit.priors.prior import CAPABILITIES, Condition, Prior
-from dreamkit.schedule import Number, Schedule, resolve
+from dreamkit.schedule import resolve
 from dreamkit.streams import Streams
 
 
@@ -245,13 +245,6 @@ def check(rule: Rule, prior: Prior, conditions: Iterable[str] = ("prompt", "null
     unknown = sorted({ask.condition for ask in rule.asks()} - known)
     if unknown:
         raise InputError(f"this rule asks for the conditions {unknown}, but there are only {sorted(known)}.")
-
-
-def settled(value: Number) -> float:
-    """A piece's field as the number it is once the rule is resolved."""
-    if isinstance(value, Schedule):
-        raise ValueError(f"{value} is a schedule still: resolve the rule first")
-    return float(value)
 
 
 def _finite(value: Tensor) -> tuple[Tensor, int]:

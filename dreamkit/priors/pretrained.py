@@ -249,6 +249,8 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 def _load(name: str, parts: dict[str, str], folder: Path, dtype: torch.dtype | None = None) -> Any:
     """One part of a pipeline. Raises InputError if its files are missing or do not fit."""
+    from safetensors import SafetensorError
+
     cls = getattr(importlib.import_module(CLASSES[name][parts[name]]), parts[name])
     options: dict[str, Any] = {"local_files_only": True}
     if dtype is not None:
@@ -258,7 +260,7 @@ def _load(name: str, parts: dict[str, str], folder: Path, dtype: torch.dtype | N
     try:
         with _without_bars():
             return cls.from_pretrained(str(folder), subfolder=name, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise InputError(
             f"cannot load the {name} ({parts[name]}) of {folder}: {error}. Weights must be safetensors."
         ) from error

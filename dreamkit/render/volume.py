@@ -6,7 +6,7 @@ indexed [x, y, z].
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,8 @@ def render_volume(
         normals = None if normal is None else _normals(normal, points, density, samples)
         if light is not None and lamp is not None and normals is not None:
             colour = _shade(light, lamp[rays].index_select(0, samples.ray), points, colour, normals)
-        return _composite(samples, directions[rays], density, colour, normals, backend)
+        pixels = _composite(samples, directions[rays], density, colour, normals, backend)
+        return pixels if chunk is None else replace(pixels, samples=None)  # which would outweigh the picture
 
     count = len(origins)
     size = max(count if chunk is None else chunk, 1)
@@ -112,7 +113,7 @@ class _Pixels:
     alpha: Tensor
     depth: Tensor
     normal: Tensor | None
-    samples: RaySamples
+    samples: RaySamples | None
 
 
 def _seen(samples: Samples, origins: Tensor, directions: Tensor, thinnest: Tensor | None) -> tuple[Tensor, Samples]:
@@ -180,4 +181,4 @@ def _images(pieces: list[_Pixels], shape: tuple[int, int, int], background: Tens
     depth = picture([p.depth for p in pieces]) / alpha.clamp(min=1e-5)
     sums = [p.normal for p in pieces if p.normal is not None]
     normal = F.normalize(picture(sums), dim=1, eps=1e-5) * alpha if sums else None
-    return Images(rgb, alpha, depth, normal, pieces[0].samples if len(pieces) == 1 else None)
+    return Images(rgb, alpha, depth, normal, pieces[0].samples)

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dreamkit.kernels import choose
+
 
 @dataclass(frozen=True)
 class Hits:
@@ -36,21 +38,13 @@ def surface(vertices: Tensor, faces: Tensor, *, backend: str = "auto") -> Surfac
         faces: [F, 3] integers into vertices; both sides of a face are hit.
         backend: "warp" (a bounding volume hierarchy), "reference" (every ray against every face), or "auto" = warp.
 
-    Raises ValueError for other shapes or backends.
+    Raises ValueError for other shapes, InputError for a backend that is not there.
     """
     if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
         raise ValueError(
             f"surface expects vertices [V, 3] and faces [F, 3]; got {tuple(vertices.shape)}, {tuple(faces.shape)}"
         )
-    if backend == "reference":
-        from dreamkit.kernels.query.reference import ReferenceSurface
-
-        return ReferenceSurface(vertices, faces)
-    if backend in ("auto", "warp"):
-        from dreamkit.kernels.query.warp_kernel import WarpSurface
-
-        return WarpSurface(vertices, faces)
-    raise ValueError(f"backend {backend!r} is not known to query; use auto, warp or reference")
+    return choose.backend(__name__, backend).MeshSurface(vertices, faces)
 
 
 def miss(count: int, device: torch.device) -> Hits:

@@ -8,7 +8,7 @@ from dreamkit.kernels.query import Hits, miss
 RAYS_AT_ONCE = 1024
 
 
-class ReferenceSurface:
+class MeshSurface:
     def __init__(self, vertices: Tensor, faces: Tensor) -> None:
         self.corners = vertices[faces.long()]  # [F, 3, 3]
 

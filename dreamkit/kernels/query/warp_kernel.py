@@ -30,7 +30,7 @@ def _cast(
         barycentric[i] = wp.vec3(hit.u, hit.v, 1.0 - hit.u - hit.v)
 
 
-class WarpSurface:
+class MeshSurface:
     def __init__(self, vertices: Tensor, faces: Tensor) -> None:
         self.points = vertices.detach().float().contiguous()
         self.indices = faces.detach().to(torch.int32).reshape(-1).contiguous()
