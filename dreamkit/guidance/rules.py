@@ -39,4 +39,4 @@ NFSD = replace(SDS, trust=NoiseFree(7.5), subtract=Nothing())
 """Noise-Free Score Distillation (arXiv:2310.17590). It wants a negative prompt; with none it is CSD above k = 0.57."""
 
 NFSD_NEGATIVE = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
-"""What NFSD's authors gave as the negative prompt, to stand for the noise part at high levels (Stage.negative_prompt)."""
+"""What NFSD's authors gave as the negative prompt, to stand for the noise part at high levels (a negative prompt)."""
