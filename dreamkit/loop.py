@@ -173,7 +173,7 @@ def rehearse(recipe: Recipe, priors: dict[Any, Prior], prompt: str, device: torc
             state = State(*build(stage, 0, device))
             for state.step in dict.fromkeys((0, stage.steps - 1)):
                 take_step(stage, state, 0, priors, prompt, 0)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, ArithmeticError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"stage {number} of this recipe cannot run: {error}") from error

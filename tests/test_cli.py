@@ -129,7 +129,10 @@ MISTAKES = {
     "no guide": (("--set", "guides=()"), "Stage.guides holds no guide"),
     "empty levels": (("--set", "guides.0.rule.levels.low=0.99"), "the range of levels is empty"),
     "a bad optimiser": (("--set", "adam.betas=(1.5, 0.9)"), "Invalid beta parameter"),
-    "a negative rate": (("--set", "representation.table_rate=-1.0"), "Invalid learning rate"),
+    "a negative rate": (
+        ("--set", "representation.table_rate=-1.0"),
+        "HashGrid.table_rate is a learning rate of at least 0; got -1.0.",
+    ),
     "no pixels": (("--set", "cameras.size=0"), "this recipe cannot run"),
     "unknown backend": (("--set", "representation.backend=wrap"), "backend 'wrap' is not known. Did you mean 'warp'?"),
 }

@@ -447,7 +447,7 @@ def test_posts_do_what_they_say():
 
 
 def test_a_rule_not_yet_resolved_says_so():
-    with pytest.raises(ValueError, match="resolve the rule first"):
+    with pytest.raises(ValueError, match="is still a schedule"):
         Clamp(Linear(0.0, 1.0))(PICTURES)
 
 

@@ -133,7 +133,7 @@ def test_a_view_of_none_is_the_prompt_as_it_is(monkeypatch):
     prior, asked = Gaussian(GAUSSIAN, size=2).load("cpu"), []
     monkeypatch.setattr(prior, "condition", asked.append)
     view_conditions(prior, "a mug", [None, "back"], negative="a car")
-    assert asked == [["a mug", "a mug, back view"], ["", ""], ["a car", "a car"]]
+    assert asked == [["a mug", "a mug, back view"], ["a mug", "a mug"], ["", ""], ["a car", "a car"]]
 
 
 def test_an_unknown_prompt_is_an_error_with_the_nearest_known_one():

@@ -321,7 +321,7 @@ def test_prompts_are_embedded_once(toy, monkeypatch):
     monkeypatch.setattr(prior, "embed", lambda prompt: asked.append(prompt) or type(prior).embed(prior, prompt))
     for _ in range(2):
         assert len(view_conditions(prior, "a mug", ["front", "back", "front"])["prompt"]) == 3
-    assert sorted(asked) == ["", "a mug, back view", "a mug, front view"]
+    assert sorted(asked) == ["", "a mug", "a mug, back view", "a mug, front view"]
 
 
 # What can be wrong --------------------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def gradient(
     return Guidance(result, _figures(result, levels["main"], dropped))
 
 
-def check(rule: Rule, prior: Prior, conditions: Iterable[str] = ("prompt", "null", "negative")) -> None:
+def check(rule: Rule, prior: Prior, conditions: Iterable[str] = ("prompt", "bare", "null", "negative")) -> None:
     """Raise InputError if the prior cannot serve the rule, before anything is spent."""
     missing = sorted(rule.needs - prior.capabilities)
     if missing:

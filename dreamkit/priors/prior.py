@@ -160,12 +160,14 @@ class PriorSpec(Protocol):
 
 
 def view_conditions(prior: Prior, prompt: str, views: Sequence[str | None], negative: str = "") -> dict[str, Condition]:
-    """The conditions a rule may name, one of each per view: "prompt" (with its view words), "null", "negative".
+    """The conditions a rule may name, one of each per view: "prompt" (with its view words), "bare" (without), "null",
+    "negative".
 
     A view of None gets the prompt as it is. The negative prompt never gets view words. The prior remembers embeddings.
     """
     return {
         "prompt": prior.condition([with_view(prompt, view) if view else prompt for view in views]),
+        "bare": prior.condition([prompt] * len(views)),
         "null": prior.condition([""] * len(views)),
         "negative": prior.condition([negative] * len(views)),
     }

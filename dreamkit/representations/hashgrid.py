@@ -37,6 +37,9 @@ TAPS = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0)
 FOR_64_PIXELS = HashGridShape(levels=8, features=2, log2_entries=15, coarsest=8, finest=128)
 """The finest cells are half a pixel wide in pictures of 64 x 64. Larger pictures want more levels."""
 
+NOTHING = -50.0
+"""Added to the density before its activation where nothing may be: softplus makes it less than 1e-21."""
+
 POINTS_AT_ONCE = 2**17
 RAYS_AT_ONCE = 2**15
 
@@ -54,8 +57,12 @@ class HashGrid:
     """Width of the network's one hidden layer."""
     step: float = 0.06
     """Distance between samples along a ray; the cube's diagonal has 58."""
+    radius: float = 1.8
+    """The scene is empty outside this ball, so that nothing grows where not every camera sees it; 1.8 is no limit."""
     blob_strength: float = 10.0
     blob_radius: float = 0.5
+    blob_centre: Colour = (0.0, 0.0, 0.0)
+    """Off the middle, it favours neither of two mirror images by chance: view words do not tell left from right."""
     cells: int = 32
     """Cells of the occupancy grid, along each axis."""
     empty: float = 0.05
@@ -81,6 +88,10 @@ class HashGrid:
                 raise InputError(f"HashGrid needs {name} > 0; got {value}")
         if not 0 <= self.forget < 1:
             raise InputError(f"HashGrid needs forget in [0, 1): the share of a density that is kept; got {self.forget}")
+        for name in ("table_rate", "network_rate"):
+            rate = getattr(self, name)
+            if isinstance(rate, int | float) and not rate >= 0:
+                raise InputError(f"HashGrid.{name} is a learning rate of at least 0; got {rate}.")
 
     def build(self, device: torch.device | str, streams: Streams) -> "HashGridScene":
         """A fresh scene: a ball of grey fog. Streams "init/table", "init/hidden" and "init/output"."""
@@ -218,7 +229,9 @@ class HashGridScene:
         return F.relu(F.linear(features, self.hidden))
 
     def _blob(self, points: Tensor) -> Tensor:
-        return self.spec.blob_strength * (1 - points.norm(dim=-1) / self.spec.blob_radius)
+        centre = torch.tensor(self.spec.blob_centre, dtype=points.dtype, device=points.device)
+        blob = self.spec.blob_strength * (1 - (points - centre).norm(dim=-1) / self.spec.blob_radius)
+        return torch.where(points.norm(dim=-1) < self.spec.radius, blob, NOTHING)
 
     def _normal(self, points: Tensor) -> Tensor:
         """Unit outward normals [N, 3] by finite differences, which need no second derivative of the hash grid.
