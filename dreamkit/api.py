@@ -20,7 +20,7 @@ from dreamkit.errors import InputError, RunError, nearest
 from dreamkit.export import Exported
 from dreamkit.export import export as write_files
 from dreamkit.guidance import rules
-from dreamkit.guidance.estimate import Guided
+from dreamkit.guidance.estimate import Guided, ViewGuided
 from dreamkit.guidance.rule import Rule
 from dreamkit.images import png
 from dreamkit.meshes import Mesh
@@ -155,8 +155,8 @@ def compose(
 ) -> Recipe:
     """The recipe of a system with parts replaced. Raises InputError with the nearest names for an unknown one.
 
-    Another rule keeps the system's levels, and where both use one its guidance scale: these two belong to the prior and
-    the length of the run, and rules are compared by what else they are.
+    Another rule keeps the system's levels, and where it trusts a classifier-free mix, the system's mix with its scales:
+    these belong to the prior and the length of the run, and rules are compared by what else they are.
     """
     recipe = load(system)
     rule = None if guidance is None else rules_by_name().get(guidance.lower())
@@ -170,8 +170,8 @@ def compose(
 
     def changed_guide(guide: Guide) -> Guide:
         new = replace(rule, levels=guide.rule.levels) if rule else guide.rule
-        if isinstance(new.trust, Guided) and isinstance(guide.rule.trust, Guided):
-            new = replace(new, trust=replace(new.trust, scale=guide.rule.trust.scale))
+        if isinstance(new.trust, Guided) and isinstance(guide.rule.trust, Guided | ViewGuided):
+            new = replace(new, trust=guide.rule.trust)
         return replace(guide, rule=new, prior=Diffusers(prior) if prior else guide.prior)
 
     def changed(stage: Stage) -> Stage:

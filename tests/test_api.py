@@ -1,0 +1,47 @@
+"""The verbs as functions: what a recipe becomes when parts of it are replaced."""
+
+from dataclasses import replace
+
+import pytest
+
+from dreamkit import api
+from dreamkit.guidance.estimate import Drawn
+from dreamkit.guidance.rules import CSD, SJC
+from dreamkit.recipe import Recipe, load
+
+
+def composed(**parts: object) -> Recipe:
+    empty = {"guidance": None, "representation": None, "prior": None, "steps": None, "settings": {}}
+    return api.compose("toybox", **{**empty, **parts})  # type: ignore[arg-type]
+
+
+def test_another_rule_keeps_the_systems_levels_and_its_mix():
+    own = load("toybox").stages[0].guides[0].rule
+    rule = composed(guidance="sjc").stages[0].guides[0].rule
+    assert rule == replace(SJC, levels=own.levels, trust=own.trust)
+    assert composed(guidance="sds").stages[0].guides[0].rule == own  # the system is SDS already
+
+
+def test_a_rule_without_a_mix_keeps_its_own_estimates():
+    rule = composed(guidance="csd").stages[0].guides[0].rule
+    assert (rule.trust, rule.subtract) == (CSD.trust, CSD.subtract)
+    assert not isinstance(rule.subtract, Drawn)
+
+
+def test_the_representation_that_a_system_has_keeps_the_systems_settings():
+    assert composed(representation="nerf") == load("toybox")
+
+
+def test_a_folder_as_prior_is_kept_by_its_full_path(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert composed(prior="model").stages[0].guides[0].prior.source == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize(("stages", "steps"), [((500, 1), 3), ((1, 1, 1), 3), ((10, 30), 100)])
+def test_steps_are_shared_among_the_stages_and_add_up(stages, steps):
+    stage = load("toybox").stages[0]
+    recipe = Recipe(stages=tuple(replace(stage, steps=n) for n in stages))
+    shared = [part.steps for part in api._with_steps(recipe, steps).stages]
+    assert sum(shared) == steps
+    assert min(shared) >= 1
