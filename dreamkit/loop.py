@@ -90,7 +90,6 @@ def take_step(
     now = stage.at(local)
     streams = Streams(seed + (state.attempt << 32), state.step)
     cameras = now.cameras.sample(now.batch, streams)
-    views: list[str | None] = [*views_of(cameras)] if now.view_words else [None] * len(cameras)
     with clock("render"):
         normals = any(guide.sees == "normal" for guide in now.guides) or needs_normals(now.losses)
         images = state.scene.render(cameras, streams, now=now.representation, training=True, normals=normals)
@@ -103,6 +102,7 @@ def take_step(
             own = streams.within(f"guide{number}")
             x = prior.encode(seen(images, guide), own)
         with clock("prior"):
+            views = views_of(cameras, prior.directions) if now.view_words else [None] * len(cameras)
             conditions = view_conditions(prior, prompt, views, now.negative_prompt)
             guidance = gradient(guide.rule, prior, x, conditions, own, local / stage.steps)
         # The one reduction: a sum over each view, a mean over the views.
@@ -158,10 +158,10 @@ def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, 
         check(guide.rule, priors[guide.prior])
     for stage in recipe.stages:
         for guide in stage.guides:
-            # The longest it will be asked for; embedding it now also says now what it does not know.
-            view_conditions(
-                priors[guide.prior], prompt, ["overhead" if stage.view_words else None], stage.negative_prompt
-            )
+            # Embedding all it will be asked for says now what it does not know, or finds too long.
+            prior = priors[guide.prior]
+            views = ["overhead", *prior.directions] if stage.view_words else [None]
+            view_conditions(prior, prompt, views, stage.negative_prompt)
     return priors
 
 

@@ -1,9 +1,11 @@
 """Prompts: view words, and lists of prompts in files.
 
 View-dependent prompting (DreamFusion, arXiv:2209.14988, section 3.2): the prompt gets a suffix by where the camera
-stands. Later rules win: side, then front, then back, then overhead.
+stands. The words for the directions are the prior's (`Prior.directions`): a tuple of them goes round the object in
+equal sectors, counter-clockwise seen from above, the first centred on its front.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -11,30 +13,28 @@ from torch import Tensor
 from dreamkit.cameras import Cameras
 from dreamkit.errors import InputError
 
-VIEWS = ("front", "side", "back", "overhead")
+FOUR = ("front", "side", "back", "side")
+"""DreamFusion's words, which most priors know."""
+EIGHT = ("front", "front left", "left side", "back left", "back", "back right", "right side", "front right")
+"""Words that tell an object's left side (towards +y) from its right."""
 
 
-def view_of(azimuth_degrees: float, elevation_degrees: float) -> str:
-    """The view word of a camera: front within 45 degrees of +x, back within 45 of -x, overhead above 60, else side."""
-    azimuth = (azimuth_degrees + 180.0) % 360.0 - 180.0
-    view = "side"
-    if -45.0 < azimuth < 45.0:
-        view = "front"
-    if azimuth > 135.0 or azimuth < -135.0:
-        view = "back"
+def view_of(azimuth_degrees: float, elevation_degrees: float, directions: Sequence[str] = FOUR) -> str:
+    """The view word of a camera: "overhead" above 60 degrees, else the direction whose sector it stands in."""
     if elevation_degrees > 60.0:
-        view = "overhead"
-    return view
+        return "overhead"
+    sector = 360.0 / len(directions)
+    return directions[int((azimuth_degrees + sector / 2) // sector) % len(directions)]
 
 
-def views_of(cameras: Cameras) -> list[str]:
+def views_of(cameras: Cameras, directions: Sequence[str] = FOUR) -> list[str]:
     """The view word of every camera of a batch."""
 
     def numbers(values: Tensor) -> list[float]:
         return values.tolist()
 
     pairs = zip(numbers(cameras.azimuth_degrees), numbers(cameras.elevation_degrees), strict=True)
-    return [view_of(azimuth, elevation) for azimuth, elevation in pairs]
+    return [view_of(azimuth, elevation, directions) for azimuth, elevation in pairs]
 
 
 def with_view(prompt: str, view: str) -> str:

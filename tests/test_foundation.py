@@ -14,7 +14,7 @@ from dreamkit.cameras import Cameras, Orbit, orbit, ring
 from dreamkit.errors import InputError, nearest
 from dreamkit.images import Images
 from dreamkit.meshes import Mesh, coloured, join
-from dreamkit.prompts import read_list, view_of, views_of, with_view
+from dreamkit.prompts import EIGHT, read_list, view_of, views_of, with_view
 from dreamkit.schedule import Geometric, Linear, Sqrt, Switch, resolve
 from dreamkit.streams import Streams
 
@@ -257,11 +257,11 @@ def test_draws_of_neighbouring_steps_are_independent():
         (44.9, 0.0, "front"),
         (-44.9, 0.0, "front"),
         (45.0, 0.0, "side"),
-        (-45.0, 0.0, "side"),
+        (-45.0, 0.0, "front"),
         (45.1, 0.0, "side"),
         (-45.1, 0.0, "side"),
         (90.0, 0.0, "side"),
-        (135.0, 0.0, "side"),
+        (135.0, 0.0, "back"),
         (-135.0, 0.0, "side"),
         (135.1, 0.0, "back"),
         (-135.1, 0.0, "back"),
@@ -286,6 +286,14 @@ def test_the_view_word_changes_at_its_boundaries(azimuth, elevation, view):
 def test_a_batch_of_cameras_has_a_word_each():
     assert views_of(orbit([0.0, 90.0, 180.0, 0.0], [0.0, 0.0, 0.0, 80.0])) == ["front", "side", "back", "overhead"]
     assert with_view("a red mug", "front") == "a red mug, front view"
+
+
+def test_eight_words_go_round_the_object_by_its_left_side():
+    cameras = orbit([45.0 * i + 10 for i in range(8)], 0.0)
+    assert tuple(views_of(cameras, EIGHT)) == EIGHT
+    left = cameras.positions[EIGHT.index("left side")]  # +x is the front and +z up, so the left is +y
+    assert left[1] > 2.5
+    assert view_of(90.0, 61.0, EIGHT) == "overhead"
 
 
 def test_a_prompt_list_is_its_lines(tmp_path):

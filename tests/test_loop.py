@@ -92,6 +92,18 @@ def test_the_scene_moves_towards_what_the_prior_wants(recipe, tmp_path):
     assert max(green, blue) < 0.4
 
 
+def test_a_prior_is_asked_in_its_own_words_for_the_directions(recipe, monkeypatch):
+    priors, stage, asked = loop.load_priors(recipe, "a red ball", CPU), recipe.stages[0], set[str]()
+    (prior,) = priors.values()
+    monkeypatch.setattr(prior, "directions", ("front", "left", "back", "right"))
+    monkeypatch.setattr(prior, "embed", lambda prompt: asked.add(prompt) or type(prior).embed(prior, prompt))
+    state = loop.State(*loop.build(stage, 0, CPU))
+    for _ in range(20):
+        loop.take_step(stage, state, 0, priors, "a red ball", 0)
+    assert {f"a red ball, {word} view" for word in ("left", "right")} <= asked
+    assert "a red ball, side view" not in asked
+
+
 def spoil(monkeypatch, bad: set[int]) -> list[int]:
     """Make the training render of these calls NaN; returns the list of calls made."""
     calls: list[int] = []

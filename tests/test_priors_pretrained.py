@@ -13,6 +13,7 @@ from dreamkit.guidance import SDS, gradient
 from dreamkit.priors import Diffusers, view_conditions
 from dreamkit.priors import pretrained as module
 from dreamkit.priors.pretrained import alpha_squared, find, fingerprint
+from dreamkit.prompts import FOUR
 from dreamkit.streams import Streams
 
 WORDS = ["a", "red", "blue", "mug", "chair", "front", "side", "back", "overhead", "view"]
@@ -355,6 +356,16 @@ def test_missing_toybox_weights_say_so(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "TOYBOX", tmp_path)
     with pytest.raises(InputError, match="toybox's weights are not in this installation"):
         Diffusers().load("cpu")
+
+
+def test_a_folder_may_name_its_words_for_the_directions(toy, tmp_path):
+    assert load(toy).directions == FOUR
+    folder = Path(shutil.copytree(toy, tmp_path / "model"))
+    change_index(folder, _directions=["front", "left", "back", "right"])
+    assert load(folder).directions == ("front", "left", "back", "right")
+    change_index(folder, _directions="front")
+    with pytest.raises(InputError, match="should be a list of words; it is 'front'"):
+        load(folder)
 
 
 def change_index(folder: Path, **parts: object) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from dreamkit.cameras import orbit
 from dreamkit.errors import InputError
-from dreamkit.prompts import read_list
+from dreamkit.prompts import EIGHT, FOUR, read_list
 from dreamkit.recipe import data_folder
 from dreamkit.render.mesh import render_mesh
 from dreamkit.streams import Streams
@@ -59,7 +59,7 @@ def test_every_caption_is_in_the_vocabulary():
     unknown = tokenizer.unk_token_id
     for _ in range(500):
         thing = world.Thing(draw.choice(list(world.KINDS)), draw.choice(list(world.COLOURS)))
-        text = world.caption(thing, draw.choice(["front", "side", "back", "overhead"]), draw)
+        text = world.caption(thing, draw.choice([*zip(EIGHT, FOUR * 2, strict=True), ("overhead", "overhead")]), draw)
         ids = tokenizer(text).input_ids
         assert unknown not in ids, text
         assert len(ids) <= train.WORDS

@@ -2,6 +2,7 @@
 
 A folder is read by its `model_index.json`, component by component, from safetensors and JSON only: nothing that is
 loaded can run code, and classes outside the table below are refused.
+A model trained on other words than DreamFusion's for where a camera stands names them there, under "_directions".
 
 - With a VAE it is a latent prior: x = scaling_factor * E(2 rgb - 1), the posterior sampled or its mean.
 - Without one it is a pixel prior: x = 2 rgb - 1, and a UNet of 3 f^2 channels sees it pixel-unshuffled by f (exact and
@@ -29,6 +30,7 @@ from dreamkit.diffusion import Level, NoiseSchedule, Parameterization, scaled_li
 from dreamkit.errors import InputError
 from dreamkit.priors.analytic import resized
 from dreamkit.priors.prior import Condition, Prior
+from dreamkit.prompts import FOUR
 from dreamkit.streams import Streams
 
 CLASSES = {
@@ -95,6 +97,7 @@ class DiffusersPrior(Prior):
         )
         self.size = side * self.factor
         self.words = _words(self.tokenizer)
+        self.directions = _directions(folder)
 
     def encode(self, rgb: Tensor, streams: Streams | None = None) -> Tensor:
         """x for pictures rgb [B, 3, H, W] in [0, 1], resized to the model's size; see `Prior.encode`."""
@@ -245,6 +248,14 @@ def _read_index(folder: Path) -> dict[str, str]:
         if name in parts and parts[name] not in known:
             raise InputError(f"the {name} of {folder} is a {parts[name]}; dreamkit reads {', '.join(known)}.")
     return parts
+
+
+def _directions(folder: Path) -> tuple[str, ...]:
+    """The words for where a camera stands that the model was trained on. Raises InputError."""
+    words = _read_json(folder / "model_index.json").get("_directions", list(FOUR))
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise InputError(f'"_directions" in {folder}/model_index.json should be a list of words; it is {words!r}.')
+    return tuple(words)
 
 
 def _load(name: str, parts: dict[str, str], folder: Path, dtype: torch.dtype | None = None) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import Level, NoiseSchedule, Parameterization, to_eps
-from dreamkit.prompts import with_view
+from dreamkit.prompts import FOUR, with_view
 from dreamkit.streams import Streams
 
 CAPABILITIES: dict[str, str] = {
@@ -65,6 +65,7 @@ class Prior(ABC):
         parameterization  what the network says; rules never need it
         schedule          its noise levels
         device            where x, conditions and predictions live
+        directions        its words for where a camera stands, round the object (see `dreamkit.prompts`)
     and counted are `calls` of the network and `samples` pushed through it.
     """
 
@@ -75,6 +76,7 @@ class Prior(ABC):
     parameterization: Parameterization
     schedule: NoiseSchedule
     device: torch.device
+    directions: tuple[str, ...] = FOUR
     capabilities: ClassVar[frozenset[str]] = frozenset()
     calls: int = 0
     samples: int = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreamkit.kernels.query import surface
 from dreamkit.meshes import join
-from dreamkit.prompts import view_of
+from dreamkit.prompts import EIGHT, FOUR, view_of
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
 
@@ -27,13 +27,14 @@ class Pool:
     """V views of every kind at SUPERSAMPLE times the picture size.
 
     part [K, V, S, S] uint8: 0 is background, p + 1 the kind's part p. normal [K, V, S, S, 3] int8, times 127.
-    towards [K, V, 3]: unit direction from the object to the camera. views: the view word of each.
+    towards [K, V, 3]: unit direction from the object to the camera.
+    views: the view words of each, exact and rough, such as "left side" and "side".
     """
 
     part: Tensor
     normal: Tensor
     towards: Tensor
-    views: list[list[str]]
+    views: list[list[tuple[str, str]]]
 
 
 def cast_pool(views_per_kind: int, seed: int, device: torch.device, note: Callable[[str], None] = print) -> Pool:
@@ -62,7 +63,7 @@ def cast_pool(views_per_kind: int, seed: int, device: torch.device, note: Callab
         normals.append(torch.cat(kind_normals))
         towards.append(cameras.camera_to_world[:, :, 2].to(device))
         pairs = zip(cameras.azimuth_degrees.tolist(), cameras.elevation_degrees.tolist(), strict=True)
-        words.append([view_of(a, e) for a, e in pairs])
+        words.append([(view_of(a, e, EIGHT), view_of(a, e, FOUR)) for a, e in pairs])
         note(f"cast {views_per_kind} views of {kind}")
     return Pool(torch.stack(parts), torch.stack(normals), torch.stack(towards), words)
 

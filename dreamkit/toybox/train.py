@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dreamkit import device as devices
+from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
 from dreamkit.toybox.pictures import Pool, batch, cast_pool
@@ -186,6 +187,7 @@ def export(networks: Networks, folder: Path) -> None:
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "DDIMScheduler"],
+        "_directions": EIGHT,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 

@@ -17,6 +17,7 @@ import numpy as np
 from dreamkit.cameras import Orbit
 from dreamkit.errors import InputError, nearest
 from dreamkit.meshes import Mesh, coloured, join
+from dreamkit.prompts import EIGHT, FOUR
 
 RADIUS = 0.8
 CAMERAS = Orbit(distance=(2.8, 3.2), fov_degrees=(33.0, 39.0), elevation_degrees=(-15.0, 75.0), size=64)
@@ -254,12 +255,15 @@ FORMS = ("a {colour} {kind}", "{colour} {kind}", "the {colour} {kind}", "one {co
 PARTIAL = ("a {kind}", "{kind}", "something {colour}")
 
 
-def caption(thing: Thing, view: str, draw: random.Random) -> str:
-    """A caption for a picture of `thing`: mostly "a red mug, front view", at times worded otherwise or left open."""
+def caption(thing: Thing, views: tuple[str, str], draw: random.Random) -> str:
+    """A caption for a picture of `thing`: mostly "a red mug, left side view", at times worded otherwise or left open.
+
+    views: its view words, exact and rough; the exact ones are used mostly.
+    """
     form = draw.choices([FORMS[0], draw.choice(FORMS), draw.choice(PARTIAL)], weights=[0.6, 0.3, 0.1])[0]
     words = form.format(kind=thing.kind, colour=thing.colour)
     ending = draw.choices(["{w}, {v} view", "{v} view of {w}", "{w}"], weights=[0.8, 0.1, 0.1])[0]
-    text = ending.format(w=words, v=view)
+    text = ending.format(w=words, v=draw.choices(views, weights=[0.85, 0.15])[0])
     # "an orange mug"
     return text.replace("a orange", "an orange")
 
@@ -268,7 +272,7 @@ def vocabulary() -> list[str]:
     """Every word a caption can hold, sorted."""
     every = itertools.product(FORMS + PARTIAL, COLOURS, KINDS)
     text = " ".join(form.format(colour=colour, kind=kind) for form, colour, kind in every)
-    return sorted({*text.split(), "an", ",", "front", "side", "back", "overhead", "view", "of"})
+    return sorted({*text.split(), *" ".join(EIGHT + FOUR).split(), "overhead", "an", ",", "view", "of"})
 
 
 def _placed(solid: Any, centre: tuple[float, float, float]) -> Mesh:
