@@ -1,0 +1,1 @@
+"""How fast the operators are, beside the torch reference and whatever peers are installed."""

@@ -1,0 +1,98 @@
+"""The operators, forward and backward, beside the torch reference and the peers that are installed.
+
+    python -m benchmarks.kernels                      the table
+    python -m benchmarks.kernels --plot scaling.png   time against size, from a hundredth to the whole
+
+One process, one after the other, the best of some rounds, so that ratios hold where times do not. "floor" is the least
+time that the bytes, gathers and exponentials of the workload take at the rates of this machine, measured first.
+"""
+
+import argparse
+import platform
+from pathlib import Path
+
+import torch
+
+from benchmarks.kernels.floor import Rates, measure, seconds
+from benchmarks.kernels.peers import PEERS
+from benchmarks.kernels.workloads import WORKLOADS, Workload
+from dreamkit import device
+
+SCALES = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="workloads whose name holds this")
+    parser.add_argument("--plot", type=Path, help="write a plot of time against size instead of the table")
+    arguments = parser.parse_args()
+    where = device.choose(arguments.device)
+    chosen = [w for w in WORKLOADS if arguments.only in w.name]
+    if arguments.plot:
+        plot(chosen, where, arguments.rounds, arguments.plot)
+        return
+    rates = measure(where)
+    hardware = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or "CPU"
+    print(f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}; best of {arguments.rounds} rounds")
+    print(
+        f"measured: copy {rates.copy / 1e9:.0f} GB/s, gathers {rates.gather_near / 1e9:.2f} (3 MB) and "
+        f"{rates.gather_far / 1e9:.2f} (67 MB) G/s, exp {rates.exp / 1e9:.1f} G/s\n"
+    )
+    print("| workload | ms | reference | ratio | peers | floor | over floor | 1 thread |")
+    print("|---|---|---|---|---|---|---|---|")
+    for workload in chosen:
+        print(row(workload, where, rates, arguments.rounds), flush=True)
+
+
+def row(workload: Workload, where: torch.device, rates: Rates, rounds: int) -> str:
+    """One line of the table; times in milliseconds, ratios to ours in the same run."""
+    job = workload.make(where, 1.0)
+    ours = 1e3 * seconds(lambda: job("auto"), where, rounds)
+    reference = 1e3 * seconds(lambda: job("reference"), where, max(rounds // 4, 1))
+    peers = [
+        f"{name} {1e3 * time:.1f} ({1e3 * time / ours:.1f}x)"
+        for name, time in ((name, run(workload, where, rounds)) for name, run in PEERS.items())
+        if time is not None
+    ]
+    single = ""
+    if where.type == "cpu":
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        alone = 1e3 * seconds(lambda: job("auto"), where, rounds)
+        torch.set_num_threads(threads)
+        single = f"{alone:.1f} ({alone / ours:.2f}x)"
+    floor = rates.floor(workload.work, workload.table_bytes)
+    return (
+        f"| {workload.name} | {ours:.1f} | {reference:.1f} | {reference / ours:.1f}x | {', '.join(peers) or '-'} "
+        f"| {floor:.1f} | {ours / floor:.1f}x | {single} |"
+    )
+
+
+def plot(chosen: list[Workload], where: torch.device, rounds: int, file: Path) -> None:
+    """Time against size, both logarithmic, with a line of slope one through the largest: nothing may grow faster."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    print("milliseconds at " + ", ".join(f"{scale:g}" for scale in SCALES) + " of the size; growth over the last step")
+    for workload in chosen:
+        times = []
+        for scale in SCALES:
+            job = workload.make(where, scale)
+            times.append(1e3 * seconds(lambda job=job: job("auto"), where, rounds))  # type: ignore[misc]
+        growth = (times[-1] / times[-2]) / (SCALES[-1] / SCALES[-2])
+        print(f"{workload.name:60} {'  '.join(f'{t:8.2f}' for t in times)}   {growth:.2f} of linear", flush=True)
+        axes.loglog(SCALES, times, marker="o", label=workload.name)
+    axes.loglog(SCALES, [100 * s for s in SCALES], color="grey", linestyle=":", label="linear")
+    axes.set(xlabel="share of the workload's size", ylabel="ms, forward and backward")
+    axes.legend(fontsize=6)
+    figure.savefig(file, dpi=120)
+    print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    main()
