@@ -169,7 +169,7 @@ def compose(
         prior = str(Path(prior).expanduser().resolve())  # so that a run can be resumed from anywhere
 
     def changed_guide(guide: Guide) -> Guide:
-        new = replace(rule, levels=guide.rule.levels) if rule else guide.rule
+        new = replace(rule, levels=rule.levels.within(guide.rule.levels)) if rule else guide.rule
         if isinstance(new.trust, Guided) and isinstance(guide.rule.trust, Guided | ViewGuided):
             new = replace(new, trust=guide.rule.trust)
         return replace(guide, rule=new, prior=Diffusers(prior) if prior else guide.prior)

@@ -106,10 +106,13 @@ class NoiseSchedule:
         zero terminal SNR; beyond either end of the schedule t is that end, while alpha and sigma stay exact.
         """
         angle = torch.atan(k.double())
-        angles = torch.atan2(self.sigma, self.alpha)
+        return Level(self.index(k), angle.cos(), angle.sin())
+
+    def index(self, k: Tensor) -> Tensor:
+        """The index, possibly fractional, whose noise to signal is k [B]; the nearest end beyond the schedule."""
+        angle, angles = torch.atan(k.double()), torch.atan2(self.sigma, self.alpha)
         right = torch.searchsorted(angles, angle).clamp(1, self.steps - 1)
-        part = ((angle - angles[right - 1]) / (angles[right] - angles[right - 1])).clamp(0, 1)
-        return Level(right - 1 + part, angle.cos(), angle.sin())
+        return right - 1 + ((angle - angles[right - 1]) / (angles[right] - angles[right - 1])).clamp(0, 1)
 
 
 class FlowSchedule(NoiseSchedule):

@@ -6,6 +6,7 @@ recipe means the same at 300 steps and at 10,000. `resolve` turns a whole tree o
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,60 @@ class Switch:
         return self.before if progress < self.at_progress else self.after
 
 
-Schedule = Linear | Geometric | Sqrt | Switch
+@dataclass(frozen=True)
+class Piecewise:
+    """Straight lines through points (progress, value), in order of progress; constant outside."""
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, progress: float) -> float:
+        before, value = self.points[0]
+        for after, end in self.points:
+            if progress < after:
+                return value + (end - value) * _fraction(progress, before, after)
+            before, value = after, end
+        return value
+
+
+@dataclass(frozen=True)
+class DreamTime:
+    """Fractions of the noise schedule from high to low, slow where they matter (DreamTime, arXiv:2306.12422).
+
+    The share of steps spent at u is proportional to exp(-(u - high)^2 / (2 spread_high^2)) above `high`, 1 between
+    `low` and `high`, and exp(-(u - low)^2 / (2 spread_low^2)) below: at(progress) has that share of them above it.
+    """
+
+    high: float = 0.8
+    low: float = 0.5
+    spread_high: float = 0.3
+    spread_low: float = 0.1
+
+    def at(self, progress: float) -> float:
+        above = self._tail(self.high, 1.0, self.spread_high)
+        below = self._tail(1 - self.low, 1.0, self.spread_low)
+        mass = min(max(progress, 0.0), 1.0) * (above + (self.high - self.low) + below)
+        if mass < above:  # the two tails by bisection: their mass has no inverse in closed form
+            return _solve(lambda u: above - self._tail(self.high, u, self.spread_high), mass, 1.0, self.high)
+        if mass < above + self.high - self.low:
+            return self.high - (mass - above)
+        rest = mass - above - (self.high - self.low)
+        return 1 - _solve(lambda v: self._tail(1 - self.low, v, self.spread_low), rest, 1 - self.low, 1.0)
+
+    @staticmethod
+    def _tail(start: float, end: float, spread: float) -> float:
+        """The mass of the bell round `start` between `start` and `end`."""
+        return math.sqrt(math.pi / 2) * spread * math.erf((end - start) / (spread * math.sqrt(2)))
+
+
+def _solve(mass: Callable[[float], float], wanted: float, first: float, last: float) -> float:
+    """Where a mass that grows from 0 at `first` to `last` reaches what is wanted."""
+    for _ in range(60):
+        middle = (first + last) / 2
+        first, last = (middle, last) if mass(middle) < wanted else (first, middle)
+    return (first + last) / 2
+
+
+Schedule = Linear | Geometric | Sqrt | Switch | Piecewise | DreamTime
 Number = float | Schedule
 
 

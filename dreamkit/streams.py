@@ -33,6 +33,10 @@ class Streams:
         """The same step's streams for one of several consumers that would use the same names."""
         return replace(self, scope=f"{self.scope}{scope}/")
 
+    def still(self) -> "Streams":
+        """Streams that are the same at every step of the run: for noise that is drawn once and kept."""
+        return replace(self, step=-2)
+
     def generator(self, name: str) -> torch.Generator:
         """A fresh CPU generator for the stream `name`, always in the same state."""
         digest = hashlib.blake2b(f"{self.seed}/{self.step}/{self.scope}{name}".encode(), digest_size=8).digest()

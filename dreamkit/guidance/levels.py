@@ -1,10 +1,14 @@
-"""At which noise levels to look. Bounds are fractions u of the prior's native schedule, and may be Schedules."""
+"""At which noise levels to look. Bounds are fractions u of the prior's native schedule, and may be Schedules.
+
+A rule that compares two levels names the second: "upper" (noisier than the main one), "lower" or "middle".
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from dreamkit.diffusion import Level
 from dreamkit.guidance.rule import Levels
@@ -13,8 +17,33 @@ from dreamkit.schedule import Number, fixed
 from dreamkit.streams import Streams
 
 
+class Single(Levels):
+    """Levels with a main one only."""
+
+    def within(self, base: Levels) -> Levels:
+        return _single(base)
+
+
 @dataclass(frozen=True)
-class Uniform(Levels):
+class Double(Levels):
+    """The main level, or another, from `base`, and one or two more that stand by it."""
+
+    base: Single
+
+    def within(self, base: Levels) -> Levels:
+        return replace(self, base=_single(base))
+
+
+def _single(levels: Levels) -> Single:
+    if isinstance(levels, Double):
+        return levels.base
+    if isinstance(levels, Single):
+        return levels
+    raise ValueError(f"{levels} cannot lend its range to another rule")
+
+
+@dataclass(frozen=True)
+class Uniform(Single):
     """One index per sample (or one for the batch), uniform over floor(T low) .. floor(T high), both included.
 
     With the default bounds and T = 1000 that is 20..980 (DreamFusion, arXiv:2209.14988). An annealed range is
@@ -31,19 +60,81 @@ class Uniform(Levels):
         if last < first:
             raise ValueError(f"{self}: the range of levels is empty")
         count = batch if self.per == "sample" else 1
-        draw = streams.uniform("level", (count,), like=torch.zeros((), dtype=torch.float64))
+        draw = _draw(streams, "level", count)
         index = first + (draw * (last - first + 1)).long().clamp(max=last - first)
         return {"main": prior.level_at(index.expand(batch))}
 
 
 @dataclass(frozen=True)
-class At(Levels):
+class At(Single):
     """The level at fraction u for every sample: with a Schedule, a monotone anneal such as `At(Linear(0.98, 0.25))`."""
 
     u: Number
 
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
         return {"main": prior.level(torch.full((batch,), fixed(self.u), dtype=torch.float64))}
+
+
+@dataclass(frozen=True)
+class Above(Double):
+    """The main level of `base` and one above it, "upper", a gap away that grows with the main level.
+
+    gap = floor(clamp(eta (t - T start), 0, T - 1 - t) r) indices, with r ~ U[0, 1) if `random`, else 1
+    (ScaleDreamer, arXiv:2407.02040; its code's `plus_ratio` and `plus_random`, with the base's lowest as `start`).
+    """
+
+    start: Number = 0.02
+    eta: Number = 0.1
+    random: bool = True
+
+    def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
+        main = self.base(prior, batch, streams)["main"]
+        t, last = prior.schedule.index(main.k).round(), prior.schedule.steps - 1
+        gap = (fixed(self.eta) * (t - _index(fixed(self.start), last + 1))).clamp(min=0).minimum(last - t)
+        if self.random:
+            gap = gap * _draw(streams, "gap", batch)
+        return {"main": main, "upper": prior.level_at((t + gap.floor()).long().clamp(1, last))}
+
+
+@dataclass(frozen=True)
+class Below(Double):
+    """The main level of `base`, one `gap` below it, "lower", and one between them, "middle".
+
+    With s the index of "lower" and t that of the main one, middle = round(s + (t - s) sqrt(1 - gamma^2)): at gamma = 1
+    it is the lower one, at 0 the main one (Dreamer XL, arXiv:2405.11252). Nothing goes below index 0.
+    """
+
+    gap: Number = 0.08
+    gamma: Number = 1.0
+
+    def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
+        main = self.base(prior, batch, streams)["main"]
+        t = prior.schedule.index(main.k).round()
+        s = (t - round(fixed(self.gap) * prior.schedule.steps)).clamp(min=0)
+        middle = (s + (t - s) * math.sqrt(1 - fixed(self.gamma) ** 2)).round()
+        return {"main": main, "lower": prior.level_at(s.long()), "middle": prior.level_at(middle.long())}
+
+
+@dataclass(frozen=True)
+class Stepped(Double):
+    """The level of `base` as "lower", and the main one a random gap above it, another for each sample.
+
+    gap uniform over `least` .. `most`, fractions of the schedule (Consistent3D, arXiv:2401.09050). The main level
+    stays inside the schedule.
+    """
+
+    least: float = 0.1
+    most: float = 0.3
+
+    def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
+        lower, steps = self.base(prior, batch, streams)["main"], prior.schedule.steps
+        gap = (self.least + (self.most - self.least) * _draw(streams, "gap", batch)) * steps
+        main = (prior.schedule.index(lower.k).round() + gap.floor()).clamp(max=steps - 1)
+        return {"main": prior.level_at(main.long()), "lower": lower}
+
+
+def _draw(streams: Streams, name: str, count: int) -> Tensor:
+    return streams.uniform(name, (count,), like=torch.zeros((), dtype=torch.float64))
 
 
 def _index(u: float, steps: int) -> int:

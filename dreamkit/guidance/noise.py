@@ -1,8 +1,19 @@
-"""With which noise to look."""
+"""With which noise to look.
 
+A piece that makes its samples by walking the prior's own path returns them, with the predictions it paid for on the
+way. Noise that stays the same all through a run is drawn from the run's seed alone, so there is nothing to save.
+"""
+
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dreamkit.guidance.rule import Noise, Noised, Probe
+import torch
+from torch import Tensor
+
+from dreamkit.diffusion import Level, add_noise, cfg, ddim, over
+from dreamkit.guidance.rule import Ask, Noise, Noised, Probe
+from dreamkit.schedule import Number, fixed
 
 
 @dataclass(frozen=True)
@@ -11,3 +22,152 @@ class Fresh(Noise):
 
     def __call__(self, probe: Probe) -> Noised:
         return Noised(probe.streams.normal("noise", tuple(probe.x.shape), like=probe.x))
+
+
+@dataclass(frozen=True)
+class Kept(Noise):
+    """One N(0, 1) picture for the whole run, the same at every step and for every view."""
+
+    def __call__(self, probe: Probe) -> Noised:
+        one = probe.streams.still().normal("noise", tuple(probe.x.shape[1:]), like=probe.x)
+        return Noised(one.expand_as(probe.x))
+
+
+@dataclass(frozen=True)
+class Stepped(Noise):
+    """`Kept` noise at the main level, and at "lower" the sample that one guided DDIM step leads to.
+
+    In z / alpha that is one Euler step of the probability-flow ODE by the guided prediction at the main level
+    (Consistent3D, arXiv:2401.09050). `scale` is its guidance, best that of the rule.
+    """
+
+    scale: Number
+
+    def __call__(self, probe: Probe) -> Noised:
+        noise = Kept()(probe).noise
+        main = probe.levels["main"]
+        z = add_noise(probe.x, noise, main)
+        eps, answers = _guided(probe, z, "main", main, fixed(self.scale))
+        return Noised(noise, {("lower", "x"): ddim(z, eps, main, probe.levels["lower"])}, answers)
+
+
+@dataclass(frozen=True)
+class Inverted(Noise):
+    """The noise that deterministic sampling would have started from to reach x: x carried up by DDIM inversion.
+
+    From index 0, in strides of the schedule's fraction `stride` and in at most `steps` of them, to the level "lower"
+    if the rule has one, from there in one step each to "middle" and to the main level; else to the main level itself.
+    The noise is kappa = (z - alpha x) / sigma at the main level. Predictions under the null prompt that were made on
+    the way are answers, so a rule that subtracts one of them pays nothing more.
+
+    scale      guidance of the inversion: 0 is the null prompt alone; else prompt and null are asked (SDI, arXiv:
+               2405.15891, inverts with -7.5).
+    start      whether x gets the little noise of index 0 at the start (LucidDreamer, arXiv:2311.11284), or none.
+    eta        fresh noise of eta times the DDPM deviation after every step (SDI: 0.3).
+    beyond     walk on to as much as this fraction above the main level, uniformly at random, and take kappa from there
+               (SDI: 0.1); the sample is made anew at the main level.
+
+    Levels may differ from sample to sample: a sample that has arrived takes steps of no length until all have.
+    """
+
+    stride: float = 0.2
+    steps: int | None = 5
+    scale: Number = 0.0
+    start: bool = True
+    eta: Number = 0.0
+    beyond: float = 0.0
+
+    def __call__(self, probe: Probe) -> Noised:
+        x, main = probe.x, probe.levels["main"]
+        last = probe.levels.get("lower") or self._beyond(probe, main)
+        grid = self.grid(probe, last)
+        first = probe.streams.normal("start", tuple(x.shape), like=x) if self.start else torch.zeros_like(x)
+        z = add_noise(x, first, grid[0])
+        for number, (level, to) in enumerate(itertools.pairwise(grid)):
+            eps, _ = _guided(probe, z, "", level, fixed(self.scale))
+            z = ddim(z, eps, level, to)
+            if fixed(self.eta) != 0:
+                fresh = probe.streams.normal(f"eta{number}", tuple(x.shape), like=x)
+                z = z + fixed(self.eta) * over(_ddpm_deviation(to.k, level.k) * to.alpha, z) * fresh
+        if "lower" not in probe.levels:
+            return Noised(_noise_in(z, x, last))
+        return self._fork(probe, z)
+
+    def grid(self, probe: Probe, last: Level) -> Sequence[Level]:
+        """The levels of the walk, from index 0 to `last`."""
+        prior = probe.prior
+        end = prior.schedule.index(last.k)
+        stride = self.stride * prior.schedule.steps
+        count = max(int(torch.ceil(end / stride).max()), 1)
+        if self.steps is not None:
+            count = min(count, self.steps)
+        nodes = [prior.level_at(torch.full_like(end, round(i * stride))) for i in range(count)]
+        return [*(_where(node.k < last.k, node, last) for node in nodes), last]
+
+    def _beyond(self, probe: Probe, main: Level) -> Level:
+        if self.beyond == 0:
+            return main
+        prior = probe.prior
+        draw = probe.streams.uniform("beyond", (len(main),), like=main.t)
+        index = prior.schedule.index(main.k) + (draw * self.beyond * prior.schedule.steps).floor()
+        return prior.level_at(index.round().clamp(max=prior.schedule.steps - 1))
+
+    def _fork(self, probe: Probe, z: Tensor) -> Noised:
+        """From the sample at "lower" under the null prompt to "middle" and to the main level, one step each."""
+        lower, main, middle = probe.levels["lower"], probe.levels["main"], probe.levels.get("middle")
+        eps, answers = _guided(probe, z, "lower", lower, 0.0)
+        samples = {("lower", "x"): z, ("main", "x"): ddim(z, eps, lower, main)}
+        if middle is not None:
+            samples["middle", "x"] = ddim(z, eps, lower, middle)
+            if torch.equal(middle.k, lower.k):
+                answers[Ask("null", "middle")] = eps
+        return Noised(_noise_in(samples["main", "x"], probe.x, main), samples, answers)
+
+
+@dataclass(frozen=True)
+class Simulated(Noise):
+    """The noise that a sampler sees at the level "upper" on its way down from one kept noise picture.
+
+    DDIM from the last index by `steps` even strides, guided by `scale`, down to "upper"; the noise is the guided
+    prediction there (Diverse Score Distillation, arXiv:2412.06780). So the seed chooses the object.
+    """
+
+    scale: Number
+    steps: int = 10
+
+    def __call__(self, probe: Probe) -> Noised:
+        prior, upper = probe.prior, probe.levels["upper"]
+        nodes = torch.linspace(prior.schedule.steps - 1, 0, self.steps + 1, dtype=torch.float64).round()
+        levels = [prior.level_at(node.expand(len(upper))) for node in nodes]
+        grid = [_where(level.k > upper.k, level, upper) for level in levels if bool((level.k > upper.k).any())]
+        # Noise of one at the first level, in the units of a variance-preserving path.
+        z = Kept()(probe).noise * over(grid[0].alpha * (1 + grid[0].k ** 2).sqrt(), probe.x)
+        for level, to in zip(grid, [*grid[1:], upper], strict=True):
+            z = ddim(z, _guided(probe, z, "", level, fixed(self.scale))[0], level, to)
+        return Noised(_guided(probe, z, "", upper, fixed(self.scale))[0])
+
+
+def _guided(probe: Probe, z: Tensor, name: str, level: Level, scale: float) -> tuple[Tensor, dict[Ask, Tensor]]:
+    """The guided prediction at z, and the predictions it is made of, as answers at the level called `name`."""
+    names = ("null",) if scale == 0 else ("prompt", "null")
+    found = probe.prior.predict(z, level, [probe.conditions[condition] for condition in names])
+    answers = {Ask(condition, name): eps for condition, eps in zip(names, found, strict=True)} if name else {}
+    return found[0] if scale == 0 else cfg(found[0], found[1], scale), answers
+
+
+def _noise_in(z: Tensor, x: Tensor, level: Level) -> Tensor:
+    """(z - alpha x) / sigma."""
+    alpha, sigma = level.over(z)
+    return (z - alpha * x) / sigma
+
+
+def _ddpm_deviation(high: Tensor, low: Tensor) -> Tensor:
+    """The standard deviation of a DDPM step (arXiv:2006.11239, eq. 7) between two k [B], over the alpha of `high`."""
+    share = (low / high) ** 2 * (1 + high**2) / (1 + low**2) * (1 - (1 + low**2) / (1 + high**2))
+    return (share.clamp(min=0) * (1 + high**2)).sqrt()
+
+
+def _where(mask: Tensor, first: Level, second: Level) -> Level:
+    """Sample by sample, the first level where the mask holds, else the second."""
+    pairs = ((first.t, second.t), (first.alpha, second.alpha), (first.sigma, second.sigma))
+    return Level(*(torch.where(mask, a, b) for a, b in pairs))

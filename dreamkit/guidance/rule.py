@@ -122,6 +122,10 @@ class Levels(Piece):
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
         """Named levels, each for `batch` samples. "main" must be there. Random numbers from the stream "level"."""
 
+    def within(self, base: "Levels") -> "Levels":
+        """The same kind of levels in the range of `base`: how a rule takes over a system's levels."""
+        return base
+
 
 class Noise(Piece):
     """With which noise to look."""

@@ -36,6 +36,14 @@ class SigmaOverAlpha(Weight):
 
 
 @dataclass(frozen=True)
+class Alpha(Weight):
+    """alpha: high noise counts little (PlacidDreamer, arXiv:2407.13976)."""
+
+    def __call__(self, k: Tensor) -> Tensor:
+        return torch.rsqrt(1 + k**2)
+
+
+@dataclass(frozen=True)
 class AlphaSigmaSquared(Weight):
     """alpha sigma^2 (Latent-NeRF, arXiv:2211.07600; Fantasia3D, arXiv:2303.13873)."""
 
