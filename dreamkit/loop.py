@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -19,10 +19,10 @@ from torch import Tensor
 from dreamkit.cameras import ring
 from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError, RunError
-from dreamkit.guidance.rule import check, gradient
+from dreamkit.guidance.rule import Part, check, gradient
 from dreamkit.images import Images, png
 from dreamkit.losses import needs_normals
-from dreamkit.priors.prior import Prior, view_conditions
+from dreamkit.priors.prior import Condition, Prior, view_conditions
 from dreamkit.prompts import views_of
 from dreamkit.recipe import Guide, Recipe, Stage
 from dreamkit.representations.representation import Scene
@@ -49,6 +49,8 @@ class State:
     """Roll-backs so far. A new attempt draws new random numbers, else it would fail where the last one did."""
     skipped: int = 0
     """Steps just skipped in a row."""
+    parts: dict[str, dict[str, Part]] = field(default_factory=dict)
+    """What the rules train beside the scene: guide -> name -> part."""
 
 
 def optimise(
@@ -60,16 +62,16 @@ def optimise(
     after Ctrl-C or SIGTERM; in both cases a checkpoint stands.
     """
     run.check_prior([prior.identity() for prior in priors.values()])
-    state = _begin(recipe, run, device)
+    state = _begin(recipe, run, device, priors)
     ended, seconds = time.perf_counter(), list[dict[str, float]]()
     with _deferred_interrupts() as interrupted:
         while state.step < recipe.steps:
             stage, first = stage_of(recipe, state.step)
             if state.step == first and first > 0:
-                state = _next_stage(recipe, run.seed, state, device)
+                state = _next_stage(recipe, run.seed, state, device, priors)
             figures = take_step(stage, state, first, priors, run.prompt, run.seed)
             if state.skipped == PATIENCE:
-                state = _roll_back(recipe, run, device, state, figures)
+                state = _roll_back(recipe, run, device, state, figures, priors)
                 continue
             began, ended = ended, time.perf_counter()
             seconds.append(figures["seconds"] | {"step": ended - began})
@@ -104,7 +106,9 @@ def take_step(
         with clock("prior"):
             views = views_of(cameras, prior.directions) if now.view_words else [None] * len(cameras)
             conditions = view_conditions(prior, prompt, views, now.negative_prompt)
-            guidance = gradient(guide.rule, prior, x, conditions, own, local / stage.steps)
+            conditions["camera"] = Condition({"camera": cameras.camera_to_world.flatten(1).to(x)})
+            parts = state.parts.get(f"guide{number}")
+            guidance = gradient(guide.rule, prior, x, conditions, own, local / stage.steps, parts=parts)
         # The one reduction: a sum over each view, a mean over the views.
         losses[f"guide{number}"] = fixed(guide.weight) * (guidance.gradient * x).sum() / len(x)
         figures[f"guide{number}"] = guidance.figures
@@ -170,7 +174,7 @@ def rehearse(recipe: Recipe, priors: dict[Any, Prior], prompt: str, device: torc
     anything is spent. Raises InputError."""
     for number, stage in enumerate(recipe.stages):
         try:
-            state = State(*build(stage, 0, device))
+            state = fresh(stage, 0, device, priors)
             for state.step in dict.fromkeys((0, stage.steps - 1)):
                 take_step(stage, state, 0, priors, prompt, 0)
         except (ValueError, RuntimeError, ArithmeticError) as error:
@@ -189,64 +193,74 @@ def stage_of(recipe: Recipe, step: int) -> tuple[Stage, int]:
     return recipe.stages[-1], first - recipe.stages[-1].steps
 
 
-def build(stage: Stage, seed: int, device: torch.device) -> tuple[Scene, torch.optim.Optimizer]:
-    """A stage's fresh scene and optimiser."""
+def fresh(stage: Stage, seed: int, device: torch.device, priors: dict[Any, Prior] | None = None) -> State:
+    """The state in which a stage begins; without priors, that of the scene only."""
     scene = stage.representation.build(device, Streams(seed, -1))
     groups = scene.parameters(stage.at(0).representation)
-    return scene, torch.optim.Adam(
+    optimiser = torch.optim.Adam(
         [dict(group) for group in groups], betas=stage.adam.betas, eps=stage.adam.eps, fused=True
     )
+    parts = {
+        f"guide{number}": guide.rule.parts(priors[guide.prior], Streams(seed, -1).within(f"guide{number}"))
+        for number, guide in enumerate(stage.guides)
+        if priors
+    }
+    return State(scene, optimiser, parts=parts)
 
 
 def save(run: Run, state: State) -> None:
     """Write a checkpoint of the whole state."""
-    tensors, facts = flatten({"scene": state.scene.state(), "optimiser": state.optimiser.state_dict()})
+    parts = {guide: {name: part.state() for name, part in found.items()} for guide, found in state.parts.items()}
+    tensors, facts = flatten({"scene": state.scene.state(), "optimiser": state.optimiser.state_dict(), "parts": parts})
     run.save_checkpoint(state.step, tensors, {"attempt": state.attempt, "skipped": state.skipped, "structure": facts})
 
 
-def restore(recipe: Recipe, run: Run, device: torch.device) -> State | None:
-    """The state of the run's newest good checkpoint, or None if it has none."""
+def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Prior] | None = None) -> State | None:
+    """The state of the run's newest good checkpoint, or None if it has none; without priors, the scene's only."""
     found = run.latest_checkpoint()
     if found is None:
         return None
     step, tensors, facts = found
     # The state after a stage's last step still belongs to that stage.
     stage, _ = stage_of(recipe, max(step - 1, 0))
-    scene, optimiser = build(stage, run.seed, device)
+    state = fresh(stage, run.seed, device, priors)
     try:
         saved = unflatten(tensors, facts["structure"])
-        scene.load(saved["scene"])
-        optimiser.load_state_dict(saved["optimiser"])
+        state.scene.load(saved["scene"])
+        state.optimiser.load_state_dict(saved["optimiser"])
+        for guide, parts in state.parts.items():
+            for name, part in parts.items():
+                part.load(saved["parts"][guide][name])
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the checkpoint of step {step} in {run.path} does not fit its recipe ({error}). It may come from another "
             "version of dreamkit: start a new run with `dreamkit generate`."
         ) from error
-    return State(scene, optimiser, step, int(facts["attempt"]), int(facts["skipped"]))
+    return replace(state, step=step, attempt=int(facts["attempt"]), skipped=int(facts["skipped"]))
 
 
-def _begin(recipe: Recipe, run: Run, device: torch.device) -> State:
-    state = restore(recipe, run, device)
-    if state is None:
-        state = State(*build(recipe.stages[0], run.seed, device))
+def _begin(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Prior]) -> State:
+    state = restore(recipe, run, device, priors) or fresh(recipe.stages[0], run.seed, device, priors)
     run.rewind(state.step)
     return state
 
 
-def _next_stage(recipe: Recipe, seed: int, state: State, device: torch.device) -> State:
+def _next_stage(recipe: Recipe, seed: int, state: State, device: torch.device, priors: dict[Any, Prior]) -> State:
     """The state a later stage starts in: the scene as it is, under the stage's own settings, and a fresh optimiser."""
     stage, first = stage_of(recipe, state.step)
-    scene, optimiser = build(stage, seed, device)
+    new = fresh(stage, seed, device, priors)
     try:
-        scene.load(state.scene.state())
+        new.scene.load(state.scene.state())
     except ValueError as error:
         raise RunError(
             f"the stage that starts at step {first} cannot go on with the scene of the stage before it: {error}"
         ) from error
-    return State(scene, optimiser, state.step, state.attempt, state.skipped)
+    return replace(new, step=state.step, attempt=state.attempt, skipped=state.skipped)
 
 
-def _roll_back(recipe: Recipe, run: Run, device: torch.device, state: State, figures: dict[str, Any]) -> State:
+def _roll_back(
+    recipe: Recipe, run: Run, device: torch.device, state: State, figures: dict[str, Any], priors: dict[Any, Prior]
+) -> State:
     """Back to the last good checkpoint (or the beginning), to go on with other random numbers. Raises RunError."""
     named = ", ".join(figures["skipped"])
     if state.attempt == PATIENCE:
@@ -254,7 +268,7 @@ def _roll_back(recipe: Recipe, run: Run, device: torch.device, state: State, fig
             f"step {state.step}: {named} not finite {PATIENCE} times in a row, after {PATIENCE} roll-backs. The last "
             f"good checkpoint stands in {run.path}. Try a smaller learning rate or guidance scale, or another seed."
         )
-    back = restore(recipe, run, device) or State(*build(recipe.stages[0], run.seed, device))
+    back = restore(recipe, run, device, priors) or fresh(recipe.stages[0], run.seed, device, priors)
     back.attempt = state.attempt + 1
     run.rewind(back.step)
     return back

@@ -44,6 +44,8 @@ COST = {
     "BALANCED_SD": (2, 1),
     "DDS": (4, 1),
     "PDS": (4, 1),
+    "VSD": (2, 1),
+    "ESD": (2, 1),
 }
 # Rules that walk a path, whose length depends on the level: the most, as their papers count it.
 MOST = {"ISM": (8, 7), "TSM": (9, 7), "CSM": (8, 7), "SDI": (24, 12), "DIVERSE_SD": (26, 13)}
@@ -110,7 +112,8 @@ def conditions_of(prior: Prior, count: int) -> dict[str, Condition]:
 
 def look(rule: Rule, x: Tensor, prior: Prior, step: int = 0, progress: float = 0.25, **images: Tensor) -> Tensor:
     images = {"source": 0.3 * x.flip(-1) + 0.1, **images}
-    return gradient(rule, prior, x, conditions_of(prior, len(x)), Streams(0, step), progress, images).gradient
+    parts = rule.parts(prior, Streams(0, -1))
+    return gradient(rule, prior, x, conditions_of(prior, len(x)), Streams(0, step), progress, images, parts).gradient
 
 
 def moments(rule: Rule, x: float, k: float, bells: tuple[Bell, ...] = BELLS) -> tuple[float, float]:
@@ -224,7 +227,8 @@ W = batch(list(KS)) ** 2 / (1 + batch(list(KS)) ** 2)
 def pathwise(rule: Rule, bells: tuple[Bell, ...] = MODES, negative: str = "bad", noise: Tensor = N) -> Tensor:
     prior = prior_of(bells)
     conditions = view_conditions(prior, "y", ["side"] * 4, negative)
-    return gradient(at(rule, KS, noise), prior, X, conditions, Streams(0, 0)).gradient
+    parts = rule.parts(prior, Streams(0, -1))
+    return gradient(at(rule, KS, noise), prior, X, conditions, Streams(0, 0), parts=parts).gradient
 
 
 def same(a: Tensor, b: Tensor) -> None:
@@ -391,7 +395,8 @@ def test_a_weight_twice_as_large_doubles_the_gradient_unless_it_is_normalised(ru
 def test_a_broken_sample_is_dropped_and_counted_and_hurts_no_other(rule, bad):
     prior, x = colours(), PICTURES.clone()
     x[1, 0, 2, 2] = bad
-    guidance = gradient(rule, prior, x, conditions_of(prior, 3), Streams(0, 0), 0.25, {"source": 0.3 * x.flip(-1)})
+    images, parts = {"source": 0.3 * x.flip(-1)}, rule.parts(prior, Streams(0, -1))
+    guidance = gradient(rule, prior, x, conditions_of(prior, 3), Streams(0, 0), 0.25, images, parts)
     assert guidance.figures["dropped"] == 1
     assert guidance.gradient.isfinite().all()
     assert guidance.gradient[1].abs().max() == 0
@@ -407,7 +412,8 @@ def test_a_broken_sample_is_dropped_and_counted_and_hurts_no_other(rule, bad):
 def test_the_figures_of_the_log_are_plain_numbers(rule):
 
     prior = colours()
-    guidance = gradient(rule, prior, PICTURES, conditions_of(prior, 3), Streams(0, 0), 0.25, {"source": -PICTURES})
+    images, parts = {"source": -PICTURES}, rule.parts(prior, Streams(0, -1))
+    guidance = gradient(rule, prior, PICTURES, conditions_of(prior, 3), Streams(0, 0), 0.25, images, parts)
     figures = json.loads(json.dumps(guidance.figures))
     assert figures["norm"] == pytest.approx(float(guidance.gradient.norm()))
     assert figures["norms"] == pytest.approx([float(g.norm()) for g in guidance.gradient])

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dreamkit import loop
 from dreamkit.errors import InputError, RunError
 from dreamkit.guidance.levels import At
-from dreamkit.guidance.rules import CSD
+from dreamkit.guidance.rules import CSD, VSD
 from dreamkit.images import Images
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.priors.analytic import AnalyticPrior
@@ -69,6 +70,14 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(recipe, tmp_pat
     assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
 
 
+def test_a_student_is_stopped_and_resumed_with_the_scene(recipe, tmp_path):
+    stage = recipe.stages[0]
+    taught = replace(stage, guides=(replace(stage.guides[0], rule=VSD),))
+    test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(replace(recipe, stages=(taught,)), tmp_path)
+    tensors = load_file(max((tmp_path / "parts").glob("checkpoints/*.safetensors")))
+    assert tensors["parts/guide0/student/weights/move"].abs().max() > 0
+
+
 def test_losing_the_last_checkpoint_costs_only_time(recipe, tmp_path):
     """The newest checkpoint is damaged: the one before it serves, and the end is the same."""
     with start(recipe, tmp_path / "whole") as run:
@@ -97,7 +106,7 @@ def test_a_prior_is_asked_in_its_own_words_for_the_directions(recipe, monkeypatc
     (prior,) = priors.values()
     monkeypatch.setattr(prior, "directions", ("front", "left", "back", "right"))
     monkeypatch.setattr(prior, "embed", lambda prompt: asked.add(prompt) or type(prior).embed(prior, prompt))
-    state = loop.State(*loop.build(stage, 0, CPU))
+    state = loop.fresh(stage, 0, CPU, priors)
     for _ in range(20):
         loop.take_step(stage, state, 0, priors, "a red ball", 0)
     assert {f"a red ball, {word} view" for word in ("left", "right")} <= asked
@@ -201,7 +210,7 @@ def test_a_guide_can_look_at_colour_normals_or_depth(recipe, tmp_path, sees):
     stage = replace(recipe.stages[0], guides=(Guide(CSD, prior, sees=sees),), steps=2)
     changed = replace(recipe, stages=(stage,))
     with start(changed, tmp_path / sees) as run:
-        before = loop.build(stage, 0, CPU)[0].state()["output"]
+        before = loop.fresh(stage, 0, CPU).scene.state()["output"]
         after = optimise(changed, run).state()["output"]
     assert not torch.equal(before, after)
 

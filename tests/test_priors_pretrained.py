@@ -10,7 +10,8 @@ import torch
 from dreamkit.diffusion import cfg, ddim
 from dreamkit.errors import InputError
 from dreamkit.guidance import SDS, gradient
-from dreamkit.priors import Diffusers, view_conditions
+from dreamkit.guidance.rules import VSD
+from dreamkit.priors import Condition, Diffusers, view_conditions
 from dreamkit.priors import pretrained as module
 from dreamkit.priors.pretrained import alpha_squared, find, fingerprint
 from dreamkit.prompts import FOUR
@@ -459,3 +460,51 @@ def test_a_file_of_many_blocks_is_read_at_both_ends(tmp_path):
 def test_a_hub_snapshot_is_known_by_its_revision(toy, tmp_path):
     folder = shutil.copytree(toy, tmp_path / "snapshots" / "abc123")
     assert load(folder).identity()["revision"] == "abc123"
+
+
+# Students -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [2, None])
+def test_a_student_starts_as_its_teacher_learns_and_leaves_the_teacher_as_it_was(stable, device, rank):
+    prior = load(stable, device)
+    conditions = view_conditions(prior, "a red mug", ["front", "back"])
+    camera = torch.randn(2, 12, generator=torch.Generator().manual_seed(0)).to(device)
+    z, level = torch.randn(2, *prior.shape, generator=torch.Generator().manual_seed(1)).to(device), prior.level(0.5)
+    student = prior.student(rank, Streams(0, -1))
+
+    def told(camera: torch.Tensor | None) -> torch.Tensor:
+        return student(z, level.cat([level] * 2), conditions["bare"], camera)
+
+    with torch.no_grad():
+        teacher = prior.network(z, level.cat([level] * 2), conditions["bare"])
+        assert torch.equal(told(camera), teacher)  # the changes start at zero
+    before = {name: value.clone() for name, value in prior.unet.state_dict().items()}
+    optimiser = torch.optim.Adam(student.parameters().values(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = (told(camera) - 1).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    with torch.no_grad():
+        assert (told(camera) - told(None)).abs().max() > 1e-5  # the camera is heard by now
+        assert torch.equal(prior.network(z, level.cat([level] * 2), conditions["bare"]), teacher)
+    assert all(torch.equal(before[name], value) for name, value in prior.unet.state_dict().items())
+    assert all(value.grad is None for value in prior.unet.parameters())
+
+
+def test_a_step_of_vsd_runs_through_the_encoder_and_trains_the_student(stable, device):
+    prior = load(stable, device)
+    parts = VSD.parts(prior, Streams(0, -1))
+    x = prior.encode(torch.rand(2, 3, 24, 24, device=device))
+    conditions = view_conditions(prior, "a red mug", ["front", "back"])
+    conditions["camera"] = Condition({"camera": torch.zeros(2, 12, device=device)})
+    guidance = gradient(VSD, prior, x, conditions, Streams(0, 0), parts=parts)
+    assert guidance.gradient.isfinite().all()
+    assert guidance.figures["student_loss"] > 0
+    assert (prior.calls, prior.samples) == (1, 4)
+    moved = [name for name, value in parts["student"].network.parameters().items() if name.endswith("to_q/up")]
+    assert all(parts["student"].network.parameters()[name].abs().max() > 0 for name in moved)

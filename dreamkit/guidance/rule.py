@@ -14,6 +14,9 @@ A rule of known pieces is a constant in `rules.py`. A new idea is a new piece: a
 - Weight is a function of k alone, so that it means the same under every prior.
 - Post comes last: clamps, normalisation.
 
+A piece may train something beside the scene, a `Part`, such as VSD's student: the rule's step first reads it, then
+trains it on the same pictures. Parts live in the run's state and in its checkpoints.
+
 A numeric field of a piece may hold a Schedule; `gradient` turns it into a number before anything runs.
 """
 
@@ -62,8 +65,10 @@ class Probe:
         conditions: Mapping[str, Condition],
         levels: Mapping[str, Level],
         streams: Streams,
+        parts: Mapping[str, "Part"],
     ):
-        self.prior, self.images, self.conditions, self.levels, self.streams = prior, images, conditions, levels, streams
+        self.prior, self.images, self.conditions, self.levels = prior, images, conditions, levels
+        self.streams, self.parts = streams, parts
         self.noised: Noised | None = None
         self._answers: dict[Ask, Tensor] = {}
 
@@ -106,6 +111,22 @@ class Probe:
         return self._answers[ask]
 
 
+class Part(ABC):
+    """Something that a rule trains beside the scene, with an optimiser of its own."""
+
+    @abstractmethod
+    def train(self, probe: Probe) -> float:
+        """One step of training on what the rule just looked at; returns the loss. The images have no graph."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Weights and optimiser, nested dictionaries of tensors and numbers; a part that loads it goes on exactly."""
+
+    @abstractmethod
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a state. Raises ValueError or KeyError if it is not one of this part's."""
+
+
 class Piece(ABC):  # noqa: B024  the axes below add what is abstract
     """What all pieces say about themselves."""
 
@@ -113,6 +134,12 @@ class Piece(ABC):  # noqa: B024  the axes below add what is abstract
     """Optional capabilities the prior must have (`priors.prior.CAPABILITIES`)."""
     separable: ClassVar[bool] = True
     """Whether a batch's gradient is that of its samples one by one."""
+    part_name: ClassVar[str] = ""
+    """The name under which it finds its part in `Probe.parts`; none if it trains nothing."""
+
+    def part(self, prior: Prior, streams: Streams) -> Part:
+        """A fresh part. Only for pieces with a `part_name`; pieces that name the same one share it."""
+        raise NotImplementedError
 
 
 class Levels(Piece):
@@ -183,6 +210,11 @@ class Rule:
         """The capabilities the prior must have."""
         return frozenset().union(*(piece.needs for piece in self.pieces))
 
+    def parts(self, prior: Prior, streams: Streams) -> dict[str, Part]:
+        """Fresh ones of everything that the rule trains, by name; of pieces that share one, the first makes it."""
+        makers = {piece.part_name: piece for piece in reversed(self.pieces) if piece.part_name}
+        return {name: piece.part(prior, streams.within(name)) for name, piece in makers.items()}
+
     @property
     def separable(self) -> bool:
         """Whether a batch's gradient is that of its samples one by one, given the same levels and noise."""
@@ -200,7 +232,8 @@ class Guidance:
     gradient: Tensor
     """G, in the shape of x, finite, without a graph."""
     figures: dict[str, Any]
-    """For the log: mean "k", "norm" of G, "norms" per sample, "t" per sample, and how many samples were "dropped"."""
+    """For the log: mean "k", "norm" of G, "norms" per sample, "t" per sample, how many samples were "dropped", and the
+    loss of each part."""
 
 
 @torch.no_grad()
@@ -212,6 +245,7 @@ def gradient(
     streams: Streams,
     progress: float = 0.0,
     images: Mapping[str, Tensor] | None = None,
+    parts: Mapping[str, Part] | None = None,
 ) -> Guidance:
     """The rule's gradient for x [B, *prior.shape]: the one place where a rule is executed.
 
@@ -220,19 +254,22 @@ def gradient(
         streams: the randomness of this step; drawn from are "level", "noise" and what pieces name besides.
         progress: the fraction of the stage that is done; every Schedule in the rule becomes its number there.
         images: further images in the shape of x that estimates may name, such as "source" for an edit.
+        parts: what `rule.parts` made, for a rule that trains something; trained by one step after the gradient is
+            taken.
 
     A sample whose gradient is not finite gets zero instead and is counted in the figure "dropped".
     """
     rule = resolve(rule, progress)
     levels = rule.levels(prior, len(x), streams)
-    probe = Probe(prior, {**(images or {}), "x": x}, conditions, levels, streams)
+    probe = Probe(prior, {**(images or {}), "x": x}, conditions, levels, streams, parts or {})
     probe.use(rule.noise(probe))
     probe.ask(rule.asks())
     direction = rule.trust(probe) - rule.subtract(probe)
     result, dropped = _finite(over(rule.weight(levels["main"].k), direction) * direction)
     for post in rule.post:
         result = post(result)
-    return Guidance(result, _figures(result, levels["main"], dropped))
+    trained = {f"{name}_loss": part.train(probe) for name, part in probe.parts.items()}
+    return Guidance(result, _figures(result, levels["main"], dropped) | trained)
 
 
 def check(rule: Rule, prior: Prior, conditions: Iterable[str] = ("prompt", "bare", "null", "negative")) -> None:

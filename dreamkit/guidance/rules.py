@@ -22,8 +22,9 @@ from dreamkit.guidance.levels import Above, At, Below, Uniform
 from dreamkit.guidance.noise import Fresh, Inverted, Simulated
 from dreamkit.guidance.post import NormalizeBatch
 from dreamkit.guidance.rule import Rule
+from dreamkit.guidance.student import Student
 from dreamkit.guidance.weight import Alpha, One, SigmaOverAlpha, SigmaSquared
-from dreamkit.schedule import DreamTime, Linear, Sqrt
+from dreamkit.schedule import DreamTime, Linear, Sqrt, Switch
 
 SDS = Rule(Uniform(0.02, 0.98), Fresh(), trust=Guided(101.0), subtract=Drawn(), weight=SigmaSquared())
 """Score Distillation Sampling (DreamFusion, arXiv:2209.14988, eq. 3)."""
@@ -114,6 +115,12 @@ DIVERSE_SD = Rule(
     weight=SigmaSquared(),
 )
 """Diverse Score Distillation (arXiv:2412.06780): the noise of the sampling path that the seed begins."""
+
+VSD = Rule(Uniform(0.02, Switch(0.98, 0.5, 0.2)), Fresh(), trust=Guided(7.5), subtract=Student(), weight=SigmaSquared())
+"""Variational Score Distillation (ProlificDreamer, arXiv:2305.16213): a student knows the scene's own pictures."""
+
+ESD = replace(VSD, subtract=Student(scale=0.5))
+"""Entropic Score Distillation (Taming Mode Collapse, arXiv:2401.00909): VSD whose student half forgets the camera."""
 
 BALANCED_SD = Rule(Uniform(per="batch"), Fresh(), trust=Balanced(15.0), subtract=Nothing(), weight=Alpha())
 """Balanced Score Distillation (PlacidDreamer, arXiv:2407.13976): the shortest mix of guidance and denoising."""

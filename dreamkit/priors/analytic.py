@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from dreamkit.diffusion import FlowSchedule, Level, NoiseSchedule, Parameterization, output_of, scaled_linear
 from dreamkit.errors import InputError, nearest
-from dreamkit.priors.prior import Condition, Prior
+from dreamkit.priors.prior import CAMERA_NUMBERS, Condition, Prior
 from dreamkit.streams import Streams
 
 
@@ -85,6 +85,7 @@ class AnalyticPrior(Prior):
     """The exact prior of a `Gaussian` or a `Mixture`. Made by their `load`."""
 
     space: Literal["pixel", "latent"] = "pixel"
+    capabilities: ClassVar[frozenset[str]] = frozenset({"student"})
 
     def __init__(
         self,
@@ -137,6 +138,10 @@ class AnalyticPrior(Prior):
         x0 = (share * (centre + std**2 * alpha * off / spread)).sum(1)
         return output_of(self.parameterization, x0, eps, level)
 
+    def student(self, rank: int | None, streams: Streams) -> "AnalyticStudent":
+        """Bells that can move and widen; `rank` does not matter to them."""
+        return AnalyticStudent(self)
+
     def identity(self) -> dict[str, Any]:
         """The bells themselves, and their hash."""
         fields = dataclasses.asdict(self._spec)
@@ -164,6 +169,35 @@ class AnalyticPrior(Prior):
         empty = -math.inf if name == "log_weight" else values[0]
         padded = values + [empty] * (most - len(values))
         return torch.tensor([padded], dtype=torch.float64, device=self.device)
+
+
+class AnalyticStudent:
+    """The prior's bells, all moved by one colour and widened by one factor, both trained; for one bell a Gaussian.
+
+    The camera may move them too, linearly. All changes start at none.
+    """
+
+    def __init__(self, prior: AnalyticPrior):
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=prior.device, requires_grad=True)
+
+        self.prior = prior
+        self._weights = {
+            "move": zeros(prior.channels),
+            "widen": zeros(),
+            "camera": zeros(CAMERA_NUMBERS, prior.channels),
+        }
+
+    def __call__(self, z: Tensor, level: Level, condition: Condition, camera: Tensor | None) -> Tensor:
+        move = self._weights["move"]
+        if camera is not None:
+            move = move + camera.to(move) @ self._weights["camera"]
+        mean = condition.tensors["mean"] + move.reshape(-1, 1, self.prior.channels)
+        changed = condition.tensors | {"mean": mean, "std": condition.tensors["std"] * self._weights["widen"].exp()}
+        return self.prior.network(z, level, Condition(changed))
+
+    def parameters(self) -> dict[str, Tensor]:
+        return self._weights
 
 
 def resized(rgb: Tensor, size: int) -> Tensor:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ from dreamkit.device import installed
 from dreamkit.diffusion import Level, NoiseSchedule, Parameterization, scaled_linear
 from dreamkit.errors import InputError
 from dreamkit.priors.analytic import resized
-from dreamkit.priors.prior import Condition, Prior
+from dreamkit.priors.prior import CAMERA_NUMBERS, Condition, Prior
+from dreamkit.priors.student import UNetStudent
 from dreamkit.prompts import FOUR
 from dreamkit.streams import Streams
 
@@ -76,6 +77,8 @@ class Diffusers:
 
 class DiffusersPrior(Prior):
     """A diffusers pipeline as a prior. Made by `Diffusers.load`."""
+
+    capabilities: ClassVar[frozenset[str]] = frozenset({"student"})
 
     def __init__(self, spec: Diffusers, folder: Path, device: torch.device):
         super().__init__()
@@ -145,10 +148,11 @@ class DiffusersPrior(Prior):
 
     def network(self, z: Tensor, level: Level, condition: Condition) -> Tensor:
         """The UNet's output at z [N, C, h, w], in z's dtype, without a predicted variance."""
-        t = level.t.to(device=z.device, dtype=torch.float32)
-        tokens = condition.tensors["tokens"]
-        output = self.unet(z.to(self.dtype), t, encoder_hidden_states=tokens, return_dict=False)[0]
-        return output[:, : self.channels].to(z.dtype)
+        return self._answer(self.unet, z, level, condition)
+
+    def student(self, rank: int | None, streams: Streams) -> "DiffusersStudent":
+        """A trainable student of the UNet; see `dreamkit.priors.student`."""
+        return DiffusersStudent(self, UNetStudent(self.unet, rank, CAMERA_NUMBERS, streams))
 
     def identity(self) -> dict[str, Any]:
         """Where the model came from, its revision where the hub gave one, and a fingerprint of its weights."""
@@ -159,6 +163,12 @@ class DiffusersPrior(Prior):
             "dtype": str(self.dtype).removeprefix("torch."),
             "weights": fingerprint(self.folder),
         }
+
+    def _answer(self, unet: Any, z: Tensor, level: Level, condition: Condition) -> Tensor:
+        t = level.t.to(device=z.device, dtype=torch.float32)
+        tokens = condition.tensors["tokens"].to(unet.dtype)
+        output = unet(z.to(unet.dtype), t, encoder_hidden_states=tokens, return_dict=False)[0]
+        return output[:, : self.channels].to(z.dtype)
 
     @property
     def _shift(self) -> float:
@@ -178,6 +188,22 @@ class DiffusersPrior(Prior):
         pairs = zip(batch.input_ids, batch.offset_mapping, strict=True)
         found = [prompt[start:end] for token, (start, end) in pairs if token == self.tokenizer.unk_token_id]
         return list(dict.fromkeys(word for word in found if any(letter.isalnum() for letter in word)))
+
+
+class DiffusersStudent:
+    """A student of a diffusers prior. Made by `DiffusersPrior.student`."""
+
+    def __init__(self, prior: DiffusersPrior, student: UNetStudent):
+        self.prior, self.inner = prior, student
+
+    def __call__(self, z: Tensor, level: Level, condition: Condition, camera: Tensor | None) -> Tensor:
+        """The student's output at z [N, C, h, w], in z's dtype."""
+        with self.inner.speaking(camera) as unet:
+            return self.prior._answer(unet, z, level, condition)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What is trained, by name."""
+        return self.inner.parameters()
 
 
 # Finding a model ------------------------------------------------------------------------------------------------------

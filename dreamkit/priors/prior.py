@@ -26,6 +26,9 @@ CAPABILITIES: dict[str, str] = {
 }
 """Every optional capability, with the kind of prior that has it."""
 
+CAMERA_NUMBERS = 12
+"""How many numbers tell a student where the camera stands: camera_to_world, row by row."""
+
 
 class Condition:
     """What a network is told about each of B samples: named tensors that share a leading batch axis.
@@ -109,6 +112,13 @@ class Prior(ABC):
     def identity(self) -> dict[str, Any]:
         """Which model this is, for the record of a run: name, where it came from, and a hash of its weights."""
 
+    def student(self, rank: int | None, streams: Streams) -> "Student":
+        """A trainable student of the network: a low-rank change of it, or a full copy with rank None.
+
+        Only for priors with the capability "student".
+        """
+        raise NotImplementedError(f"the prior {self.name!r} has no student")
+
     # What every prior can then do
 
     @property
@@ -152,6 +162,21 @@ class Prior(ABC):
         count = len(conditions)
         stacked = Condition.cat(conditions)
         return list(self.eps(torch.cat([z] * count), Level.cat([level] * count), stacked).chunk(count))
+
+
+class Student(Protocol):
+    """A prior's network that can be trained: what `Prior.student` makes. Fresh, it says what the prior's says."""
+
+    def __call__(self, z: Tensor, level: Level, condition: Condition, camera: Tensor | None) -> Tensor:
+        """The raw output, in the prior's parameterization; camera [N, CAMERA_NUMBERS], where it is told.
+
+        Differentiable in its parameters.
+        """
+        ...
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What is trained, by name, float32 or better."""
+        ...
 
 
 class PriorSpec(Protocol):
