@@ -17,7 +17,7 @@ from dreamkit import loop
 from dreamkit.cameras import ring
 from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError, RunError, nearest
-from dreamkit.export import Exported
+from dreamkit.export import Exported, Picture, export_picture
 from dreamkit.export import export as write_files
 from dreamkit.guidance import rules
 from dreamkit.guidance.estimate import Guided, ViewGuided
@@ -27,7 +27,8 @@ from dreamkit.meshes import Mesh
 from dreamkit.priors import Diffusers, Prior
 from dreamkit.recipe import Guide, Recipe, Stage, load, override
 from dreamkit.representations import REPRESENTATIONS
-from dreamkit.representations.representation import Scene
+from dreamkit.representations.canvas import Canvas, CanvasScene
+from dreamkit.representations.representation import Scene, Volume
 from dreamkit.run import Run
 
 Note = Callable[[str], None]
@@ -39,11 +40,13 @@ class Result:
 
     run: Run
     scene: Scene
-    exported: Exported
+    exported: Exported | Picture
 
     @property
     def mesh(self) -> Mesh:
-        """The textured mesh, as read back from the file."""
+        """The textured mesh, as read back from the file. Raises ValueError for a picture, which has none."""
+        if isinstance(self.exported, Picture):
+            raise ValueError("a canvas has no mesh: its picture is result.exported.files[0]")
         return self.exported.mesh
 
 
@@ -178,7 +181,11 @@ def compose(
         fresh = REPRESENTATIONS[representation] if representation else stage.representation
         # A system's own settings of the representation that is asked for are better than the general ones.
         kept = stage.representation if type(fresh) is type(stage.representation) else fresh
-        return replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
+        changed = replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
+        if isinstance(kept, Canvas):  # which has one side, and nothing that the losses could look at
+            front = replace(stage.cameras, azimuth_degrees=(0.0, 0.0), elevation_degrees=(15.0, 15.0))
+            return replace(changed, cameras=front, losses=(), batch=1)
+        return changed
 
     recipe = replace(recipe, stages=tuple(changed(stage) for stage in recipe.stages))
     if steps is not None:
@@ -218,8 +225,12 @@ def _finish(run: Run, priors: dict[Any, Prior], device: torch.device, watch: loo
         raise
 
 
-def _write(run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: Note) -> Exported:
+def _write(run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: Note) -> Exported | Picture:
     """The asset and the pictures of it."""
+    if isinstance(scene, CanvasScene):
+        return export_picture(scene, run.path, run.path / "images")
+    if not isinstance(scene, Volume):
+        raise RunError(f"a {type(scene).__name__} cannot be exported")
     provenance = {key: run.facts[key] for key in ("prompt", "system", "seed", "versions")}
     exported = write_files(scene, recipe.export, run.path, provenance | {"recipe": run.fingerprint}, device, note)
     from dreamkit import preview

@@ -98,8 +98,9 @@ def _report(result: Any) -> None:
     exported, path = result.exported, result.run.path
     shown = [path / name for name in ("preview.png", "turntable.mp4", "preview.html")]
     others = [file.name for file in (*exported.files[1:], *shown) if file.exists()]
-    print(f"{exported.files[0]}  {exported.faces} faces; against the scene: {exported.agreement}")
-    print(f"also there: {', '.join(others)}")
+    print(f"{exported.files[0]}  {exported}")
+    if others:
+        print(f"also there: {', '.join(others)}")
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:

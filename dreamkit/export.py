@@ -3,8 +3,11 @@
 Sample the density on a grid; choose the level whose silhouettes match the scene's own pictures; cut, clean, decimate;
 unwrap, bake; write. Then the first file is read back, rendered from the cameras the scene was rendered from, and
 compared with it: what is reported is true of the file, not of something in memory.
+
+A canvas, which has no surface, is written as a picture.
 """
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dreamkit.assets.bake import bake
@@ -21,10 +25,13 @@ from dreamkit.assets.extract import density_grid, density_surface, match_level
 from dreamkit.assets.files import read, write
 from dreamkit.assets.unwrap import unwrap
 from dreamkit.cameras import Cameras, orbit
+from dreamkit.disk import write_whole
+from dreamkit.images import png
 from dreamkit.meshes import Mesh
 from dreamkit.recipe import Export
 from dreamkit.render.mesh import render_mesh
-from dreamkit.representations.representation import Scene
+from dreamkit.representations.canvas import CanvasScene
+from dreamkit.representations.representation import Volume
 
 BACKGROUND = (1.0, 1.0, 1.0)
 SMALLEST_PART = 0.02
@@ -47,6 +54,9 @@ class Exported:
     """The scene's pictures against those of the file."""
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"{self.faces} faces; against the scene: {self.agreement}"
+
     def facts(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {
@@ -60,8 +70,43 @@ class Exported:
         }
 
 
+@dataclass(frozen=True)
+class Picture:
+    """What was written of a canvas."""
+
+    files: tuple[Path, ...]
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.size[1]} x {self.size[0]} pixels"
+
+    def facts(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"files": [path.name for path in self.files], "size": list(self.size)}
+
+
+def export_picture(scene: CanvasScene, folder: Path, history: Path | None = None) -> Picture:
+    """Write a canvas as `picture.png`, and the pictures of a folder, in order of their names, as `history.gif`."""
+    with torch.no_grad():
+        rgb = torch.sigmoid(scene.logits)
+    write_whole(folder / "picture.png", png(rgb))
+    films = [write_film(history, folder / "history.gif")] if history else []
+    return Picture((folder / "picture.png", *films), (rgb.shape[1], rgb.shape[2]))
+
+
+def write_film(history: Path, path: Path, seconds: float = 0.2) -> Path:
+    """The step_*.png of a folder as an endless GIF, `seconds` each."""
+    import imageio.v3 as imageio
+
+    frames = [imageio.imread(file) for file in sorted(history.glob("step_*.png"))]
+    film = io.BytesIO()
+    imageio.imwrite(film, np.stack(frames), extension=".gif", duration=1000 * seconds, loop=0)
+    write_whole(path, film.getvalue())
+    return path
+
+
 def export(
-    scene: Scene,
+    scene: Volume,
     spec: Export,
     folder: Path,
     provenance: dict[str, Any],

@@ -25,6 +25,7 @@ from dreamkit.losses import needs_normals
 from dreamkit.priors.prior import Condition, Prior, view_conditions
 from dreamkit.prompts import views_of
 from dreamkit.recipe import Guide, Recipe, Stage
+from dreamkit.representations.canvas import CanvasScene
 from dreamkit.representations.representation import Scene
 from dreamkit.run import Run, flatten, unflatten
 from dreamkit.schedule import fixed
@@ -293,7 +294,9 @@ def _record(recipe: Recipe, run: Run, state: State, figures: dict[str, Any], sec
 
 @torch.no_grad()
 def four_views(scene: Scene) -> Tensor:
-    """Four views of the scene from all round, in one picture [3, H, 4 W]."""
+    """Four views of the scene from all round, in one picture [3, H, 4 W]; a canvas once."""
+    if isinstance(scene, CanvasScene):
+        return torch.sigmoid(scene.logits)
     return torch.cat(list(scene.render(ring(4, size=128)).rgb), dim=-1)
 
 

@@ -6,7 +6,7 @@ methods that need them take `now`, the specification resolved at the present pro
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,9 +31,6 @@ class Group(TypedDict):
 
 class Scene(Protocol):
     """One instance of a representation, on a device."""
-
-    bounds: tuple[tuple[float, float, float], tuple[float, float, float]]
-    """Lowest and highest corner of the box that holds the scene, world units."""
 
     def render(
         self,
@@ -70,6 +67,14 @@ class Scene(Protocol):
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over a state. Raises ValueError if it is not one of this specification."""
         ...
+
+
+@runtime_checkable
+class Volume(Scene, Protocol):
+    """A scene that has a density and a colour at every point."""
+
+    bounds: tuple[tuple[float, float, float], tuple[float, float, float]]
+    """Lowest and highest corner of the box that holds the scene, world units."""
 
     def density(self, points: Tensor) -> Tensor:
         """[N, 3] world points -> [N] density per world unit, without gradient."""
