@@ -14,10 +14,13 @@ import torch
 
 from dreamkit import device as devices
 from dreamkit.errors import InputError
-from dreamkit.guidance import rules
+from dreamkit.guidance import gradient, rules
+from dreamkit.guidance.noise import Inverted, Simulated
 from dreamkit.kernels import choose
+from dreamkit.priors import Bell, Gaussian
 from dreamkit.recipe import load, names
 from dreamkit.representations import REPRESENTATIONS
+from dreamkit.streams import Streams
 
 PACKAGES = ("torch", "warp-lang", "diffusers", "transformers", "trimesh", "xatlas", "imageio-ffmpeg")
 OPTIONAL = ("gsplat", "nerfacc", "viser", "ray")
@@ -69,9 +72,32 @@ def _documented_rules() -> dict[str, str]:
         ):
             continue
         name = ast.unparse(assignment.targets[0])
-        if isinstance(getattr(rules, name, None), rules.Rule):
-            texts[name.lower()] = str(text.value.value).splitlines()[0]
+        rule = getattr(rules, name, None)
+        if isinstance(rule, rules.Rule):
+            texts[name.lower()] = f"{str(text.value.value).splitlines()[0]} [{_costs(rule)}]"
     return texts
+
+
+def _costs(rule: rules.Rule) -> str:
+    """What a rule takes for one view, found by running it on a prior that counts: samples and calls, scale, needs."""
+    prior = Gaussian((Bell("", 0.0, 1.0),), size=2).load("cpu")
+    null, x = prior.condition([""]), torch.zeros(1, *prior.shape)
+    conditions = dict.fromkeys(("prompt", "bare", "null", "negative", "source"), null)
+    parts = rule.parts(prior, Streams(0, -1))
+    gradient(rule, prior, x, conditions, Streams(0, 0), 0.5, {"source": x}, parts)
+    samples, calls = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((prior.samples, "sample"), (prior.calls, "call")))
+    walks = isinstance(rule.noise, Inverted | Simulated)  # a path, whose length depends on the level
+    facts = [f"{'about ' if walks else ''}{samples} in {calls}"]
+    scale = getattr(rule.trust, "scale", None)
+    if scale is not None:
+        facts.append(f"scale {scale if isinstance(scale, float) else f'{scale.start} to {scale.end}'}")
+    if parts:
+        facts.append("trains " + ", ".join(parts))
+    if any(ask.image == "source" for ask in rule.asks()):
+        facts.append("edits a source")
+    if rule.needs:
+        facts.append("the prior needs " + ", ".join(sorted(rule.needs)))
+    return "; ".join(facts)
 
 
 def _version(package: str) -> str:

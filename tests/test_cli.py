@@ -277,3 +277,14 @@ def test_help_names_every_command(capfd):
     assert code == 0
     for name in ("generate", "resume", "export", "render", "doctor", "list"):
         assert name in out
+
+
+def test_list_guidance_says_what_every_rule_takes(capfd):
+    _, found, _ = run(capfd, "list", "guidance")
+    assert "sds              Score Distillation" in found
+    for line, cost in (
+        ("sds ", "[2 samples in 1 call; scale 101.0]"),
+        ("vsd ", "trains student; the prior needs student"),
+    ):
+        (entry,) = (text for text in found.splitlines() if text.startswith(f"  {line}"))
+        assert cost in entry
