@@ -66,6 +66,53 @@ def test_no_faces_and_no_rays(backend, device):
     assert len(full.cast(SQUARE[:0].to(device), SQUARE[:0].to(device)).face) == 0
 
 
+def cube(device) -> tuple[torch.Tensor, torch.Tensor]:
+    import trimesh
+
+    box = trimesh.creation.box((1.0, 2.0, 3.0))
+    return torch.tensor(box.vertices, dtype=torch.float32, device=device), torch.tensor(box.faces, device=device)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_closest_place_on_a_box_is_the_clamped_point(backend, device):
+    """Of points outside: each coordinate cut to the box; the distance to that."""
+    draw = torch.rand(500, 3, generator=torch.Generator().manual_seed(1)) * 6 - 3
+    half = torch.tensor([0.5, 1.0, 1.5])
+    points = draw[(draw.abs() > half).any(1)].to(device)
+    vertices, faces = cube(device)
+    found = surface(vertices, faces, backend=backend).closest(points)
+    want = torch.minimum(torch.maximum(points.cpu(), -half), half)
+    places = (found.barycentric[..., None] * vertices[faces[found.face]]).sum(1).cpu()
+    torch.testing.assert_close(places, want, rtol=0, atol=2e-6)  # float32 of numbers up to 3
+    torch.testing.assert_close(found.distance.cpu(), (points.cpu() - want).norm(dim=1), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_closest_place_from_inside_a_box_is_on_the_nearest_wall(backend, device):
+    points = (torch.rand(300, 3, generator=torch.Generator().manual_seed(2)) - 0.5).to(device) * 0.98
+    half = torch.tensor([0.5, 1.0, 1.5], device=device)
+    found = surface(*cube(device), backend=backend).closest(points)
+    torch.testing.assert_close(found.distance, (half - points.abs()).amin(1), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inside_is_inside_the_box(backend, device):
+    points = (torch.rand(2000, 3, generator=torch.Generator().manual_seed(3)) * 4 - 2).to(device)
+    half = torch.tensor([0.5, 1.0, 1.5], device=device)
+    clear = ((points.abs() - half).abs() > 1e-3).all(1)  # not on the surface, where either answer is right
+    inside = surface(*cube(device), backend=backend).inside(points)
+    assert torch.equal(inside[clear], (points.abs() < half).all(1)[clear])
+    assert 0.05 < inside.float().mean() < 0.15  # the box is 6 of 64
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mesh_without_faces_has_no_closest_place_and_no_inside(backend, device):
+    empty = surface(SQUARE.to(device), TWO[:0].to(device), backend=backend)
+    assert empty.closest(SQUARE.to(device)).face.tolist() == [-1] * 4
+    assert empty.inside(SQUARE.to(device)).tolist() == [False] * 4
+    assert len(surface(SQUARE.to(device), TWO.to(device), backend=backend).closest(SQUARE[:0].to(device)).face) == 0
+
+
 def test_a_wrong_shape_or_backend_is_said():
     with pytest.raises(ValueError, match="surface expects vertices"):
         surface(SQUARE[:, :2], TWO)

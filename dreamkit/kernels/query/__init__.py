@@ -1,4 +1,4 @@
-"""Questions to a triangle mesh: which face does a ray hit first?
+"""Questions to a triangle mesh: which face does a ray hit first, which point is closest, what is inside?
 
 Not differentiable: for previews, baking, ground truth and visibility.
 """
@@ -14,8 +14,8 @@ from dreamkit.kernels import choose
 
 @dataclass(frozen=True)
 class Hits:
-    """The first hit of every ray: distance [R] along the unit ray (inf where it misses), face [R] (-1 where it misses),
-    barycentric [R, 3] weights of the face's three corners (0 where it misses)."""
+    """A place on the mesh for every ray or point: distance [R] from it (inf where there is none), face [R] (-1 where
+    there is none), barycentric [R, 3] weights of the face's three corners (0 where there is none)."""
 
     distance: Tensor
     face: Tensor
@@ -27,6 +27,18 @@ class Surface(Protocol):
 
     def cast(self, origins: Tensor, directions: Tensor) -> Hits:
         """The first hit of each ray. origins and unit directions: [R, 3] float32, world units."""
+        ...
+
+    def closest(self, points: Tensor) -> Hits:
+        """The closest place on the mesh to each point [R, 3] float32, world units."""
+        ...
+
+    def inside(self, points: Tensor) -> Tensor:
+        """[R] bool: whether each point [R, 3] is inside, that is, whether the winding number there is over 1/2.
+
+        Sound for a closed mesh whose faces wind counter-clockwise seen from outside; for one with holes it is the best
+        guess (Jacobson et al., Robust Inside-Outside Segmentation using Generalized Winding Numbers, 2013).
+        """
         ...
 
 
