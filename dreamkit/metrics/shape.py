@@ -1,0 +1,71 @@
+"""How close a mesh is to the true one. Both in the same pose and units: nothing is aligned."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamkit.kernels.query import surface
+from dreamkit.meshes import Mesh
+from dreamkit.streams import Streams
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """A mesh against the true one."""
+
+    f_score: float
+    """Harmonic mean of precision and recall, in [0, 1]."""
+    precision: float
+    """Share of the mesh's surface that lies within the tolerance of the true one."""
+    recall: float
+    """Share of the true surface that lies within the tolerance of the mesh."""
+    chamfer: float
+    """Mean distance from each surface to the other, the two directions averaged, world units."""
+    tolerance: float
+    """World units."""
+
+
+def likeness(mesh: Mesh, truth: Mesh, share: float = 0.05, points: int = 20_000, seed: int = 0) -> Likeness:
+    """F-score and Chamfer distance between two surfaces (Tanks and Temples, Knapitsch et al. 2017, section 5).
+
+    Points are drawn evenly over each surface; their distances are to the other surface itself, not to points of it, so
+    that equal surfaces score exactly 1 and 0.
+
+    Args:
+        share: the tolerance, in diagonals of the true mesh's bounding box.
+        points: drawn on each surface; an F-score of p has a standard error of about sqrt(p (1 - p) / points).
+
+    Raises ValueError for a truth without area. A mesh without faces has F-score 0 and infinite distance.
+    """
+    extent = truth.vertices.max(0) - truth.vertices.min(0) if len(truth.vertices) else np.zeros(3)
+    tolerance = share * float(np.linalg.norm(extent))
+    if tolerance <= 0:
+        raise ValueError("the true mesh has no extent to measure by")
+    if not len(mesh.faces):
+        return Likeness(0.0, 0.0, 0.0, float("inf"), tolerance)
+    there = _distances(on_surface(mesh, points, Streams(seed, 0)), truth)
+    back = _distances(on_surface(truth, points, Streams(seed, 1)), mesh)
+    precision, recall = (float((d <= tolerance).double().mean()) for d in (there, back))
+    f_score = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return Likeness(f_score, precision, recall, float((there.mean() + back.mean()) / 2), tolerance)
+
+
+def on_surface(mesh: Mesh, count: int, streams: Streams) -> Tensor:
+    """`count` points [count, 3] drawn evenly over a mesh's surface. Raises ValueError if it has no area."""
+    corners = torch.as_tensor(mesh.vertices[mesh.faces]).double()
+    a, b, c = corners.unbind(1)
+    area = torch.linalg.cross(b - a, c - a).norm(dim=1)
+    if not float(area.sum()) > 0:
+        raise ValueError("a mesh without area has no points on its surface")
+    draw = streams.uniform("surface", (3, count), like=area)
+    # By the cumulative area, not by torch.multinomial, which takes no more than 2^24 faces.
+    face = torch.searchsorted(area.cumsum(0), draw[0] * area.sum()).clamp(max=len(area) - 1)
+    root = draw[1].sqrt()[:, None]  # even over the triangle (Osada et al. 2002, eq. 1)
+    u = draw[2][:, None]
+    return ((1 - root) * a[face] + root * (1 - u) * b[face] + root * u * c[face]).float()
+
+
+def _distances(points: Tensor, mesh: Mesh) -> Tensor:
+    return surface(torch.as_tensor(mesh.vertices), torch.as_tensor(mesh.faces)).closest(points).distance
