@@ -69,7 +69,7 @@ def test_nothing_above_the_level_is_an_empty_mesh(value: float) -> None:
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expects a grid"):
+    with pytest.raises(ValueError, match="marching_cubes expects values"):
         marching_cubes(torch.zeros(shape), 1.0)
 
 

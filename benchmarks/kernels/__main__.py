@@ -35,7 +35,9 @@ def main() -> None:
         return
     rates = measure(where)
     hardware = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or "CPU"
-    print(f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}; best of {arguments.rounds} rounds")
+    print(
+        f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}; best of {arguments.rounds} rounds"
+    )
     print(
         f"measured: copy {rates.copy / 1e9:.0f} GB/s, gathers {rates.gather_near / 1e9:.2f} (3 MB) and "
         f"{rates.gather_far / 1e9:.2f} (67 MB) G/s, exp {rates.exp / 1e9:.1f} G/s\n"
@@ -64,9 +66,10 @@ def row(workload: Workload, where: torch.device, rates: Rates, rounds: int) -> s
         torch.set_num_threads(threads)
         single = f"{alone:.1f} ({alone / ours:.2f}x)"
     floor = rates.floor(workload.work, workload.table_bytes)
+    over = f"{floor:.1f} | {ours / floor:.1f}x" if floor else "- | -"
     return (
         f"| {workload.name} | {ours:.1f} | {reference:.1f} | {reference / ours:.1f}x | {', '.join(peers) or '-'} "
-        f"| {floor:.1f} | {ours / floor:.1f}x | {single} |"
+        f"| {over} | {single} |"
     )
 
 

@@ -10,6 +10,8 @@ from benchmarks.kernels.floor import Work
 from dreamkit.kernels.composite import composite
 from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
 from dreamkit.kernels.march import march
+from dreamkit.kernels.tets import marching_tetrahedra, tet_grid
+from dreamkit.kernels.texture import sample
 
 Job = Callable[[str], object]
 """Runs once, forward and backward, on the backend of that name."""
@@ -87,7 +89,42 @@ def march_job(where: torch.device, scale: float) -> Job:
     return lambda backend: march(origins, directions, occupancy, step=step, jitter=jitter, backend=backend)
 
 
+def texture_job(mips: bool) -> Callable[[torch.device, float], Job]:
+    """262,144 pixels of a turned plane, 1.3 texels a pixel, in a texture of 1024^2 and 3 channels."""
+
+    def make(where: torch.device, scale: float) -> Job:
+        side, step = int(512 * math.sqrt(scale)), 1.3 / 1024
+        texture = torch.rand(1024, 1024, 3, device=where).requires_grad_()
+        across = (torch.arange(side, device=where) - side / 2) * step
+        turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]], device=where)
+        uv = torch.cartesian_prod(across, across).flip(1) @ turn.T + 0.5
+        footprint = (turn * step).expand(len(uv), 2, 2) if mips else None
+        gradient = torch.randn(len(uv), 3, device=where)
+
+        def run(backend: str) -> None:
+            texture.grad = None
+            sample(texture, uv, footprint, backend=backend).backward(gradient)
+
+        return run
+
+    return make
+
+
+def marching_tetrahedra_job(where: torch.device, scale: float) -> Job:
+    """A ball of radius 0.6 in a grid of 64^3 cubes, 3.1 million tetrahedra; gradients to vertices and values."""
+    grid = tet_grid(max(int(64 * scale ** (1 / 3)), 1), device=where)
+    vertices = grid.vertices.clone().requires_grad_()
+    sdf = (grid.vertices.norm(dim=1) - 0.6).requires_grad_()
+
+    def run(backend: str) -> None:
+        vertices.grad = sdf.grad = None
+        marching_tetrahedra(vertices, sdf, grid.tets, backend=backend).vertices.sum().backward()
+
+    return run
+
+
 SAMPLES = 2**16 * 64
+LOOKUPS = 2**18
 
 WORKLOADS: tuple[Workload, ...] = (
     Workload(
@@ -115,4 +152,9 @@ WORKLOADS: tuple[Workload, ...] = (
         Work(moved=4 * SAMPLES * (6 + 1 + 5 + 4), exps=SAMPLES),
     ),
     Workload("march, 16,384 rays, 64^3 cells (forward)", march_job),
+    # uv read twice, colours written and their gradient read, four texels read and added to.
+    Workload("texture, 2^18 lookups", texture_job(mips=False), Work(moved=4 * LOOKUPS * (4 + 6), gathers=8 * LOOKUPS)),
+    Workload("texture, the same, mip-mapped", texture_job(mips=True)),
+    # Corner signs of every tetrahedron.
+    Workload("marching tetrahedra, 64^3 cubes", marching_tetrahedra_job, Work(moved=12 * 64**3 * 33)),
 )

@@ -6,9 +6,7 @@ faces; value[i, j, k] belongs to (x_i, y_j, z_k). Inside is where the value is a
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from dreamkit.cameras import Cameras
 from dreamkit.errors import RunError
+from dreamkit.kernels import tets
 from dreamkit.meshes import Mesh
 
 LOWEST, HIGHEST = 1e-2, 1e4
@@ -61,38 +60,9 @@ def marching_cubes(grid: Tensor, level: float) -> Mesh:
         grid: [X, Y, Z], each at least 2; values that are not finite count as empty.
         level: in the units of the grid.
     """
-    if grid.ndim != 3 or min(grid.shape) < 2:
-        raise ValueError(f"marching_cubes expects a grid [X, Y, Z] of at least 2^3 nodes; got {tuple(grid.shape)}")
     grid = grid.detach().float()
-    grid = torch.where(grid.isfinite(), grid, level - 1.0)
-    # A layer of "far below" all round. It is so low that the crossing falls on the border node to a thousandth of a
-    # cell: the cap is flat and stays in the cube.
-    below = level - 1e3 * max(float(grid.max()) - level, 1e-6)
-    padded = torch.nn.functional.pad(grid, (1,) * 6, value=below)
-    vertices, faces = _cut(padded.contiguous(), level)
-    cells = np.array(grid.shape, dtype=np.float32) - 1
-    vertices = np.clip((vertices - 1) * (2 / cells) - 1, -1, 1).astype(np.float32)
-    if signed_volume(vertices, faces) < 0:
-        faces = faces[:, ::-1]
-    return Mesh(vertices, np.ascontiguousarray(faces, dtype=np.int32))
-
-
-def _cut(grid: Tensor, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Warp's marching cubes: vertices [V, 3] in node numbers and faces [F, 3], of either winding."""
-    if float(grid.max()) <= level:
-        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
-    from dreamkit.kernels.launch import wp  # starts Warp, quietly
-
-    try:  # Warp 1.18 gave it a new home and will take away the old one.
-        from warp.geometry import IsoSurfaceMarchingCubes
-
-        cut: Any = IsoSurfaceMarchingCubes.extract
-    except ImportError:
-        cut = wp.MarchingCubes.extract_surface_marching_cubes
-    stream = wp.ScopedStream(wp.stream_from_torch(grid.device)) if grid.is_cuda else nullcontext()
-    with stream:
-        vertices, indices = cut(wp.from_torch(grid), level)
-    return vertices.numpy().reshape(-1, 3), indices.numpy().reshape(-1, 3)
+    vertices, faces = tets.marching_cubes(torch.where(grid.isfinite(), grid, level - 1.0), level)
+    return Mesh(vertices.cpu().numpy(), faces.int().cpu().numpy())
 
 
 def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
