@@ -9,8 +9,8 @@ import trimesh
 
 from dreamkit.assets.bake import bake, colour_vertices, seen_depth, spread, texels, to_bytes, vertex_normals, weld
 from dreamkit.assets.unwrap import grid_atlas
+from dreamkit.kernels.texture import sample
 from dreamkit.meshes import Mesh
-from dreamkit.render.mesh import sample_texture
 
 
 def ball(subdivisions: int = 2) -> Mesh:
@@ -71,7 +71,7 @@ def test_the_texture_shows_the_field_all_over_the_surface() -> None:
     weight = rng.dirichlet((1, 1, 1), 4000).astype(np.float32)
     points = torch.tensor((mesh.vertices[mesh.faces[face]] * weight[..., None]).sum(1))
     uv = torch.tensor((mesh.uv[mesh.faces[face]] * weight[..., None]).sum(1))
-    error = (sample_texture(torch.tensor(mesh.texture).float() / 255, uv) - field(points)).abs()
+    error = (sample(torch.tensor(mesh.texture).float() / 255, uv) - field(points)).abs()
     # A leg has 34 texels for an edge of 0.22: a texel is 0.0065, and the field's slope is 1.5. On rims the nearest
     # texel stands in, in the tips of 45 degree corners from up to five texels off.
     assert error.mean() < 0.004

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dreamkit.errors import InputError
 from dreamkit.kernels.texture import cube_directions, footprint_level, mipmap, sample, sample_cube
-from dreamkit.render.mesh import sample_texture
 
 BACKENDS = ["reference", "warp"]
 DTYPES = [torch.float64, torch.float32]
@@ -131,9 +130,12 @@ def test_gradients_match_finite_differences(device, backend, border):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_convention_is_that_of_the_pictures_of_meshes(device, backend):
+def test_the_convention_is_that_of_torchs_grid_sample_with_the_first_row_at_the_top(device, backend):
     texture, uv = (x.float().to(device) for x in draws((16, 12, 3), (500, 2), seed=3))
-    torch.testing.assert_close(sample(texture, uv, backend=backend), sample_texture(texture, uv), rtol=0, atol=1e-5)
+    grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, None]
+    picture = texture.permute(2, 0, 1)[None]
+    want = torch.nn.functional.grid_sample(picture, grid, padding_mode="border", align_corners=False)[0, :, 0].T
+    torch.testing.assert_close(sample(texture, uv, backend=backend), want, rtol=0, atol=1e-5)
     top_left = sample(texture, torch.tensor([0.5 / 12, 1 - 0.5 / 16], device=device), backend=backend)
     torch.testing.assert_close(top_left, texture[0, 0], rtol=0, atol=1e-5)
 

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from dreamkit.cameras import orbit
+from dreamkit.kernels.texture import sample
 from dreamkit.meshes import Mesh, coloured
-from dreamkit.render.mesh import render_mesh, sample_texture
+from dreamkit.render.mesh import render_mesh
 
 
 def square(size: float = 0.5, **rest: object) -> Mesh:
@@ -58,4 +59,4 @@ def test_a_texture_is_upright_and_not_mirrored(device):
 def test_texture_lookup_is_bilinear():
     texture = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])  # texel centres at u, v = 1/4, 3/4; row 0 is the top
     uv = torch.tensor([[0.25, 0.75], [0.75, 0.25], [0.5, 0.5], [0.0, 1.0]])
-    torch.testing.assert_close(sample_texture(texture, uv)[:, 0], torch.tensor([0.0, 3.0, 1.5, 0.0]))
+    torch.testing.assert_close(sample(texture, uv)[:, 0], torch.tensor([0.0, 3.0, 1.5, 0.0]))

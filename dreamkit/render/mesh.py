@@ -8,6 +8,7 @@ from torch import Tensor
 from dreamkit.cameras import Cameras
 from dreamkit.images import Images
 from dreamkit.kernels.query import Hits, surface
+from dreamkit.kernels.texture import sample
 from dreamkit.meshes import Mesh
 
 AMBIENT = 0.6
@@ -60,18 +61,10 @@ def colour_at(mesh: Mesh, hits: Hits) -> Tensor:
     corners = _tensor(mesh.faces, device).long()[hits.face.clamp(min=0)]
     if mesh.texture is not None and mesh.uv is not None:
         uv = (hits.barycentric[..., None] * _tensor(mesh.uv, device)[corners]).sum(1)
-        return sample_texture(_tensor(mesh.texture, device).float() / 255, uv)
+        return sample(_tensor(mesh.texture, device).float() / 255, uv)
     if mesh.colours is not None:
         return (hits.barycentric[..., None] * _tensor(mesh.colours, device)[corners]).sum(1)
     return torch.ones_like(hits.barycentric)
-
-
-def sample_texture(texture: Tensor, uv: Tensor) -> Tensor:
-    """Bilinear lookup of texture [H, W, C] at uv [N, 2]; v = 1 is the top row, the border is clamped."""
-    grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, None]
-    picture = texture.permute(2, 0, 1)[None]
-    found = torch.nn.functional.grid_sample(picture, grid, padding_mode="border", align_corners=False)
-    return found[0, :, 0].T
 
 
 def _tensor(array: object, device: torch.device | str) -> Tensor:
