@@ -202,7 +202,7 @@ def _unknown(parameterization: str) -> ValueError:
 # Guidance -------------------------------------------------------------------------------------------------------------
 
 
-def cfg(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+def cfg(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance, uncond + scale (cond - uncond): scale 1 is the conditional one (arXiv:2207.12598).
 
     An affine mix whose weights sum to one, so it commutes with every conversion above: mixing v's and converting is

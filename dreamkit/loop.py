@@ -19,6 +19,7 @@ from torch import Tensor
 from dreamkit.cameras import ring
 from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError, RunError
+from dreamkit.guidance.post import clip_pixels
 from dreamkit.guidance.rule import Part, check, gradient
 from dreamkit.images import Images, png
 from dreamkit.losses import needs_normals
@@ -103,7 +104,7 @@ def take_step(
         with clock("encode"):
             # Each guide looks with levels and noise of its own.
             own = streams.within(f"guide{number}")
-            x = prior.encode(seen(images, guide), own)
+            x = prior.encode(_clipped(seen(images, guide), fixed(guide.clip)), own)
         with clock("prior"):
             views = views_of(cameras, prior.directions) if now.view_words else [None] * len(cameras)
             conditions = view_conditions(prior, prompt, views, now.negative_prompt)
@@ -150,6 +151,15 @@ def seen(images: Images, guide: Guide) -> Tensor:
         near = torch.where(images.alpha > 0.5, images.depth, far).amin(dim=(1, 2, 3), keepdim=True)
         return ((far - images.depth) / (far - near).clamp(min=1e-6) * images.alpha).clamp(0, 1).expand(-1, 3, -1, -1)
     return images.rgb
+
+
+def _clipped(picture: Tensor, limit: float) -> Tensor:
+    """The picture, with its gradient clipped pixel by pixel where there is a limit."""
+    if limit == 0:
+        return picture
+    picture = picture.view_as(picture)  # its own node: other guides' gradients of the same picture stay as they are
+    picture.register_hook(lambda gradient: clip_pixels(gradient, limit))
+    return picture
 
 
 def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, Prior]:

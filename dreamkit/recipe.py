@@ -39,6 +39,8 @@ class Guide:
     sees: str = "rgb"
     """Which of the rendered images the prior is shown: one of SEES."""
     weight: Number = 1.0
+    clip: Number = 0.0
+    """If not 0, the largest gradient of a pixel of the picture (`guidance.post.clip_pixels`)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule):

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from dreamkit.diffusion import Level, ddim
 from dreamkit.guidance import CSD, CSD_NEGATIVE, NFSD, SDS, SDS_ANNEALED, SJC, Rule, gradient, noise, rules
-from dreamkit.guidance.estimate import Combination, Drawn, Guided, Nothing, PerpNeg, Plain
+from dreamkit.guidance.estimate import Combination, Drawn, Guided, Nothing, PerpNeg, Plain, rescaled
 from dreamkit.guidance.levels import Above, At, Uniform
 from dreamkit.guidance.noise import Fresh, Inverted, Kept, Simulated
-from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch
+from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch, clip_pixels
 from dreamkit.guidance.rule import Levels, Noise, Noised, Probe, Weight
 from dreamkit.guidance.weight import Alpha, AlphaSigmaSquared, One, SigmaOverAlpha, SigmaSquared
 from dreamkit.priors import Bell, Condition, Gaussian, Mixture, Prior, view_conditions
@@ -478,6 +478,46 @@ def test_posts_do_what_they_say():
     assert NormalizeBatch()(g).flatten().tolist() == pytest.approx([0.6, -0.8, 0.0, 0.0])
     rms = 12.5**0.5
     assert Normalize()(g).flatten().tolist() == pytest.approx([3 / rms, -4 / rms, 0.0, 0.0])
+
+
+def test_pixels_are_clipped_along_their_own_direction():
+    g = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    g[0, :, 0, 0] = 0
+    cut = clip_pixels(g, 0.5)
+    assert cut.abs().max() == 0.5
+    small = g.abs().amax(1) <= 0.5
+    assert torch.equal(cut.movedim(1, -1)[small], g.movedim(1, -1)[small])
+    same(torch.linalg.cross(cut, g, dim=1), torch.zeros_like(g))  # parallel
+    assert (cut * g).sum(1).min() >= 0
+    same(clip_pixels(cut, 0.5), cut)
+    assert torch.equal(clip_pixels(g, 1e9), g)
+
+
+def test_a_rescaled_guidance_has_the_deviation_of_the_conditional_estimate():
+    prior = colours()
+    level = prior.level_of_k(torch.full((3,), 2.0, dtype=torch.float64))
+    z = PICTURES * 1.3
+    cond, null = prior.predict(z, level, [conditions_of(prior, 3)[name] for name in ("prompt", "null")])
+    mixed = null + 30 * (cond - null)
+
+    def deviation(eps: Tensor) -> Tensor:
+        alpha, sigma = level.over(z)
+        return ((z - sigma * eps) / alpha).flatten(1).std(1)
+
+    same(deviation(rescaled(mixed, cond, z, level, 1.0)), deviation(cond))
+    same(rescaled(mixed, cond, z, level, 0.0), mixed)
+    half = deviation(rescaled(mixed, cond, z, level, 0.5))
+    same(half, (deviation(mixed) + deviation(cond)) / 2)
+
+
+def test_a_spread_of_the_scale_is_drawn_for_every_sample():
+    wide = look(at(replace(SDS, trust=Guided(G, spread=2.0)), 1.0, PICTURES), PICTURES, colours())
+    middle = look(at(replace(SDS, trust=Guided(G)), 1.0, PICTURES), PICTURES, colours())
+    direction = look(at(CSD, 1.0, PICTURES), PICTURES, colours())
+    off = ((wide - middle) * direction).flatten(1).sum(1) / (direction * direction).flatten(1).sum(1)
+    same(wide - middle, direction * off[:, None, None, None])
+    assert off.abs().max() <= 2
+    assert len(set(off.tolist())) == 3
 
 
 def test_a_rule_not_yet_resolved_says_so():

@@ -113,6 +113,15 @@ def test_a_prior_is_asked_in_its_own_words_for_the_directions(recipe, monkeypatc
     assert "a red ball, side view" not in asked
 
 
+def test_a_guides_clip_bounds_the_gradient_of_its_picture(recipe):
+    picture = torch.rand(1, 3, 4, 4, requires_grad=True)
+    (loop._clipped(picture, 0.25) * 3).sum().backward()
+    assert torch.equal(picture.grad, torch.full_like(picture, 0.25))
+    picture.grad = None
+    ((loop._clipped(picture, 0.25) * 3).sum() + picture.sum()).backward()  # another guide's 1 stays
+    assert torch.equal(picture.grad, torch.full_like(picture, 1.25))
+
+
 def spoil(monkeypatch, bad: set[int]) -> list[int]:
     """Make the training render of these calls NaN; returns the list of calls made."""
     calls: list[int] = []

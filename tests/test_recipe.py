@@ -158,6 +158,8 @@ def test_json_is_import_paths_and_fields():
         "against": "null",
         "level": "main",
         "image": "x",
+        "rescale": 0.0,
+        "spread": 0.0,
     }
     assert data["stages"][0]["losses"][0]["function"] == {"function": "dreamkit.losses.opacity"}
     assert from_json(json.loads(json.dumps(data))) == RECIPE

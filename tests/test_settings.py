@@ -135,7 +135,11 @@ def test_text_is_read_by_the_type_of_its_field(key, text, value):
         ("real", "nan", "a number is expected"),
         ("real", "1e999", "a number is expected"),
         ("real", "Linear(0, 1)", "a number is expected"),  # this field cannot change while a stage runs
-        ("number", "high", r"a number or Linear\(...\) or .* is expected; got 'high'. 'high' is not known. Known: Geo"),
+        (
+            "number",
+            "high",
+            r"a number or Linear\(...\) or .* is expected; got 'high'. 'high' is not known. Known: DreamTime, Geo",
+        ),
         ("number", "Linaer(1, 2)", "Did you mean 'Linear'"),
         ("number", "Linear(1)", r"Linear\(start, end, begin, until\): missing a required argument: 'end'"),
         ("number", "Linear(1, 'x')", "Linear.end: a number is expected; got 'x'"),

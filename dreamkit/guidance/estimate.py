@@ -5,27 +5,52 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion import cfg, over, perp_neg
+from dreamkit.diffusion import Level, cfg, over, perp_neg, x0_of
 from dreamkit.guidance.rule import Ask, Estimate, Probe
 from dreamkit.schedule import Number, fixed
 
 
 @dataclass(frozen=True)
 class Guided(Estimate):
-    """The classifier-free mix of two predictions, `diffusion.cfg`: scale 1 is the conditional one."""
+    """The classifier-free mix of two predictions, `diffusion.cfg`: scale 1 is the conditional one.
+
+    rescale   how far the mix's clean estimate is brought back to the deviation of the conditional one's, which large
+              scales inflate: 0 not at all, 1 fully (arXiv:2305.08891, eq. 15 and 16)
+    spread    if not 0, every sample's scale is drawn uniformly from [scale - spread, scale + spread] (SNOOPI,
+              arXiv:2412.02687)
+    """
 
     scale: Number
     condition: str = "prompt"
     against: str = "null"
     level: str = "main"
     image: str = "x"
+    rescale: Number = 0.0
+    spread: Number = 0.0
 
     def asks(self) -> tuple[Ask, ...]:
         return (Ask(self.condition, self.level, self.image), Ask(self.against, self.level, self.image))
 
     def __call__(self, probe: Probe) -> Tensor:
         cond, uncond = (probe.eps(ask.condition, ask.level, ask.image) for ask in self.asks())
-        return cfg(cond, uncond, fixed(self.scale))
+        if fixed(self.spread) != 0:
+            draw = 2 * probe.streams.uniform("scale", (len(cond),), like=cond) - 1
+            mixed = cfg(cond, uncond, over(fixed(self.scale) + fixed(self.spread) * draw, cond))
+        else:
+            mixed = cfg(cond, uncond, fixed(self.scale))
+        if fixed(self.rescale) == 0:
+            return mixed
+        level, z = probe.levels[self.level], probe.z(self.level, self.image)
+        return rescaled(mixed, cond, z, level, fixed(self.rescale))
+
+
+def rescaled(mixed: Tensor, cond: Tensor, z: Tensor, level: Level, share: float) -> Tensor:
+    """A guided prediction whose clean estimate has (by `share`) the deviation of the conditional one's, per sample."""
+    axes = tuple(range(1, z.ndim))
+    x0, wanted = x0_of(z, mixed, level), x0_of(z, cond, level).std(axes, keepdim=True)
+    x0 = x0 * (share * wanted / x0.std(axes, keepdim=True).clamp(min=1e-12) + 1 - share)
+    alpha, sigma = level.over(z)
+    return (z - alpha * x0) / sigma
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,16 @@ class Clamp(Post):
         return gradient.clamp(-fixed(self.limit), fixed(self.limit))
 
 
+def clip_pixels(gradient: Tensor, limit: float) -> Tensor:
+    """Every pixel's gradient over its channels [B, C, H, W] shortened until no channel exceeds `limit`.
+
+    Its direction stays (Pixel-wise Gradient Clipping, PGC-3D, arXiv:2310.12474, eq. 9). For the gradient of the
+    rendered picture, behind the encoder, whose noise it cuts: `Guide.clip`.
+    """
+    largest = gradient.abs().amax(1, keepdim=True)
+    return gradient * (limit / largest.clamp(min=limit))
+
+
 @dataclass(frozen=True)
 class NormalizeBatch(Post):
     """The whole batch's gradient divided by its norm, so that only its direction counts. Zero stays zero."""

@@ -75,6 +75,9 @@ class Networks(torch.nn.Module):
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=WIDTH,
+            # The pooled caption also goes to every block, with the level: view words reach all resolutions.
+            addition_embed_type="text",
+            addition_embed_type_num_heads=4,
             attention_head_dim=4,
             norm_num_groups=16,
         )
