@@ -108,10 +108,10 @@ def _version(package: str) -> str:
 
 
 def _backend(operator: str) -> str:
-    try:
-        return choose.backend(f"dreamkit.kernels.{operator}").__name__.rsplit(".", 1)[-1]
-    except InputError as error:
-        return str(error)
+    """The backend that "auto" takes on the best device here, then why not another."""
+    state = choose.available(f"dreamkit.kernels.{operator}")
+    used = next(name for name, why in state.items() if why == "ok")
+    return "; ".join([used, *(f"{name}: {why}" for name, why in state.items() if why != "ok")])
 
 
 def _toybox() -> str:

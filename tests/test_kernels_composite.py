@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamkit.kernels.composite import Composite, composite
+from dreamkit.kernels.composite import Composite, composite, distortion
 
 BACKENDS = ["reference", "warp"]
 NAMES = ("features", "alpha", "depth", "weight", "d/d density", "d/d features")
@@ -107,16 +107,38 @@ def test_a_wall_behind_fog_is_opaque_and_dimmed(device, backend, density):
     torch.testing.assert_close(sigma.grad.cpu(), torch.tensor([-math.exp(-fog), 0.0, 0.0]), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize(("dtype", "digit"), [(torch.float32, 6e-8), (torch.float64, 1.2e-16)])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_thin_samples_keep_their_digits(device, backend):
-    thickness = torch.logspace(-12, 0, 40, dtype=torch.float64)
-    one = torch.ones(40, device=device)
-    offsets = torch.arange(41, device=device).int()  # one sample a ray
-    got = composite(thickness.float().to(device), one[:, None], one, one, offsets, backend=backend)
-    want = -torch.expm1(-thickness.float().double())
-    # 1 - exp(-d) is right to 6e-8 of 1; Warp leaves it for a series below d = 1/64, so 6e-8 * 64 at worst.
-    torch.testing.assert_close(got.weight.double().cpu(), want, rtol=5e-6, atol=0)
-    torch.testing.assert_close(got.alpha.double().cpu(), want, rtol=5e-6, atol=0)
+def test_thin_and_thick_samples_keep_their_digits(device, backend, dtype, digit):
+    """Of what one sample absorbs, and of what it lets through to a wall behind it."""
+    depth = torch.cat([torch.logspace(-12, 1.8, 3000), torch.linspace(0, 60, 3000)]).to(dtype)
+    density = torch.stack([depth, torch.full_like(depth, 1e9)], 1).reshape(-1).to(device)
+    one = torch.ones_like(density)
+    offsets = torch.arange(0, 12001, 2, device=device).int()
+    weight = composite(density, one[:, None], one, one, offsets, backend=backend).weight.reshape(-1, 2).cpu()
+    exact = [math.expm1(-d) for d in depth.tolist()], [math.exp(-d) for d in depth.tolist()]
+    absorbed, through = (torch.tensor(x, dtype=torch.float64) for x in exact)
+    # Digits are half a unit in the last place. A dozen roundings of the polynomial and of its factors, halved by luck;
+    # and exp(-d) is worse by d for the rounding of d in octaves, as it is for that of d itself.
+    torch.testing.assert_close(weight[:, 0].double(), -absorbed, rtol=5 * digit, atol=0)
+    error = (weight[:, 1].double() / through - 1).abs()
+    assert (error <= digit * (5 + 2 * depth.double())).all(), (error / digit / (5 + 2 * depth)).max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_endless_fog_swallows_all_light(device, backend):
+    """So many samples that transmittance would be a denormal number, and then none."""
+    count = 600
+    density = torch.full((count,), 0.5, device=device).requires_grad_()
+    one = torch.ones(count, device=device)
+    offsets = torch.tensor([0, count], device=device).int()
+    seen = composite(density, one[:, None], one, one, offsets, backend=backend)
+    want = torch.exp(-0.5 * torch.arange(count).double()) * -math.expm1(-0.5)
+    # 600 factors, each rounded; and light below 1e-30 may be taken for none.
+    torch.testing.assert_close(seen.weight.detach().cpu().double(), want, rtol=600 * 1e-7, atol=1e-30)
+    seen.features.sum().backward()
+    assert density.grad is not None
+    assert density.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -173,3 +195,83 @@ def test_wrong_shapes_are_named():
         composite(density, features, t, length, offsets.long())
     with pytest.raises(ValueError, match="float32 or float64, the same for all"):
         composite(density.float(), features, t, length, offsets)
+
+
+def distortion_by_loop(weight: Tensor, t: Tensor, length: Tensor, offsets: Tensor) -> Tensor:
+    """The double sum, pair by pair."""
+    losses = []
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        w, m, d = weight[begin:end], t[begin:end], length[begin:end]
+        losses.append((w[:, None] * w * (m[:, None] - m).abs()).sum() + (w * w * d).sum() / 3)
+    return torch.stack(losses)
+
+
+def weighted_rays() -> list[Tensor]:
+    """Weights, t that rise along each ray, lengths, offsets: float64."""
+    (density, _, _, length, offsets), _ = rays()
+    t = torch.cat([part.cumsum(0) for part in length.tensor_split(offsets[1:-1].long())]) + 3
+    return [density / 40, t, length, offsets]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_distortion_and_its_gradient_match_the_double_sum(device, backend, dtype):
+    weight, t, length, offsets = weighted_rays()
+    weight[10] = 1.0  # the sample that was a wall
+    gradient = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    want = distortion_by_loop(weight.requires_grad_(), t, length, offsets)
+    want.backward(gradient)
+    w, t, length = (x.detach().to(device, dtype) for x in (weight, t, length))
+    got = distortion(w.requires_grad_(), t, length, offsets.to(device), backend=backend)
+    got.backward(gradient.to(device, dtype))
+    # float32: t is about 3 and rounded by 2e-7; at most 81 pairs of weights below 1.
+    tolerance = {"rtol": 1e-5, "atol": 5e-6} if dtype == torch.float32 else {"rtol": 1e-11, "atol": 1e-13}
+    torch.testing.assert_close(got.detach().cpu().double(), want.detach(), **tolerance)
+    torch.testing.assert_close(w.grad.cpu().double(), weight.grad, **tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_distortion_of_an_even_weight_is_a_third(device, backend):
+    """The mean distance of two points of [0, 1], however finely the ray is cut."""
+    for count in (1, 2, 7, 100):
+        t = (torch.arange(count, dtype=torch.float64, device=device) + 0.5) / count
+        share = torch.full_like(t, 1 / count)
+        got = distortion(share, t, share, torch.tensor([0, count], device=device).int(), backend=backend)
+        torch.testing.assert_close(got.item(), 1 / 3, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cutting_a_stretch_in_two_keeps_its_distortion(device, backend):
+    weight, t, length, offsets = (x.to(device) for x in weighted_rays())
+    halves = (torch.tensor([-0.25, 0.25], device=device) * length[:, None] + t[:, None]).reshape(-1)
+    cut = [(weight / 2).repeat_interleave(2), halves, (length / 2).repeat_interleave(2), offsets * 2]
+    want = distortion(weight, t, length, offsets, backend=backend)
+    torch.testing.assert_close(distortion(*cut, backend=backend), want, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_distortion_without_samples_is_nothing(device, backend):
+    none = torch.zeros(0, device=device, requires_grad=True)
+    got = distortion(none, none, none, torch.zeros(4, dtype=torch.int32, device=device), backend=backend)
+    assert got.tolist() == [0.0, 0.0, 0.0]
+    got.sum().backward()
+
+
+def test_threads_do_not_change_the_distortion_and_wrong_shapes_are_named():
+    threads = torch.get_num_threads()
+    weight, t, length, offsets = weighted_rays()
+    results = []
+    try:
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            w = weight.float().requires_grad_()
+            loss = distortion(w, t.float(), length.float(), offsets, backend="warp")
+            loss.sum().backward()
+            results.append((loss.detach(), w.grad))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
+    with pytest.raises(ValueError, match=r"distortion expects weight \[S\].*got \(45,\), \(44,\)"):
+        distortion(weight, t[1:], length, offsets)
+    with pytest.raises(ValueError, match="distortion expects float32 or float64, the same for all"):
+        distortion(weight, t.float(), length, offsets)

@@ -147,9 +147,90 @@ def test_wrong_shapes_and_unknown_backends_are_named():
         hashgrid(points, table, SMALL, backend="wrap")
 
 
-def test_a_backend_that_cannot_be_imported_says_why(monkeypatch):
-    from dreamkit.kernels import choose
+TINY = HashGridShape(levels=2, features=2, log2_entries=3, coarsest=1, finest=3)  # 2^3 vertices fit, 4^3 do not
 
-    monkeypatch.setattr(choose, "_load", lambda operator, name: ImportError("No module named 'warp'"))
-    with pytest.raises(InputError, match=r"'warp' was asked for, but it cannot be imported.*No module named 'warp'"):
-        choose.backend("dreamkit.kernels.hashgrid", "warp")
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_second_derivatives_are_those_of_finite_differences(device, backend):
+    points, table, _ = (x.to(device) for x in inputs(3, TINY, seed=3))
+    points[0, 0], points[1, 2] = -0.5, 1.5  # outside, along one axis
+    points, table = points.requires_grad_(), table.requires_grad_()
+
+    def run(points: Tensor, table: Tensor) -> Tensor:
+        return hashgrid(points, table, TINY, backend=backend)
+
+    # Steps of 1e-6: no point is as near to a face of a cell (seed).
+    assert torch.autograd.gradcheck(run, (points, table))
+    assert torch.autograd.gradgradcheck(run, (points, table))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_on_normals_reaches_the_table(device, backend, dtype):
+    """By differences of the loss itself, in float64; the reference by autograd of autograd."""
+    points, table, mix = (x.to(device, dtype) for x in inputs(60, seed=4))
+    table.requires_grad_()
+
+    def loss(table: Tensor, backend: str, points: Tensor = points, mix: Tensor = mix) -> Tensor:
+        points = points.clone().requires_grad_()
+        density = (hashgrid(points, table, SMALL, backend=backend) * mix).sum(1).square()
+        (normal,) = torch.autograd.grad(density.sum(), points, create_graph=True)
+        return (torch.nn.functional.normalize(normal, dim=1)[:, 2] - 0.5).square().sum()
+
+    loss(table, backend).backward()
+    exact = table.detach().double().requires_grad_()
+    way = torch.randn(exact.shape, generator=torch.Generator().manual_seed(5)).double().to(device)
+    p, m = points.double(), mix.double()
+    up, down = (loss((exact + h * way).detach(), "reference", p, m) for h in (1e-6, -1e-6))
+    want = ((up - down) / 2e-6).item()
+    got = (table.grad.double() * way).sum().item()
+    # Differences over 2e-6 lose half the digits of float64. float32: sums over 60 points of terms of size one.
+    assert math.isclose(got, want, rel_tol=2e-3 if dtype == torch.float32 else 1e-6), (got, want)
+
+
+@pytest.mark.parametrize("name", ["points", "table", "both"])
+def test_two_derivatives_do_not_depend_on_threads(name):
+    threads = torch.get_num_threads()
+    points, table, gradient = (x.float() for x in inputs(700))
+    results = []
+    try:
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            p, t = (x.clone().requires_grad_(name in (n, "both")) for n, x in (("points", points), ("table", table)))
+            g = gradient.clone().requires_grad_()
+            out = hashgrid(p, t, SMALL, backend="warp")
+            wanted = [x for x in (p, t) if x.requires_grad]
+            first = torch.autograd.grad(out, wanted, g, create_graph=True)
+            results.append(torch.autograd.grad([x.square().sum() for x in first], [*wanted, g], allow_unused=True))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        same = zip(results[0], other, strict=True)
+        assert all(a is b is None or torch.equal(a, b) for a, b in same)
+
+
+def test_a_large_table_is_walked_otherwise_to_the_same_bits(monkeypatch):
+    from dreamkit.kernels.hashgrid import warp_kernel
+
+    threads = torch.get_num_threads()
+    points, table, gradient = (x.float() for x in inputs(3000))
+    want = run(points, table, gradient, SMALL, "warp")
+    monkeypatch.setattr(warp_kernel, "LARGE_TABLE", 0)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            got = run(points, table, gradient, SMALL, "warp")
+            assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="on a CPU sums have one order anyway")
+def test_deterministic_sums_on_cuda():
+    points, table, gradient = (x.float().cuda() for x in inputs(3000))
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (run(points, table, gradient, SMALL, "warp") for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamkit.kernels.march import Samples, cell_points, march, update_occupancy
+from dreamkit.kernels.composite import composite
+from dreamkit.kernels.march import (
+    Samples,
+    cell_points,
+    contract,
+    march,
+    resample,
+    uncontract,
+    update_occupancy,
+    visible,
+)
 
 BACKENDS = ["reference", "warp"]
 
@@ -193,3 +203,213 @@ def test_wrong_input_is_named():
         march(o, d, cells, step=0.1, jitter=j[:1])
     with pytest.raises(ValueError, match="step > 0; got -1"):
         march(o, d, cells, step=-1.0, jitter=j)
+
+
+def packed(counts: list[int], device: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Samples:
+    """Stretches of random length with random gaps between them, on rays with those numbers of samples."""
+    draw = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+    length = torch.rand(total, generator=draw).double() + 0.1
+    gap = torch.rand(total, generator=draw).double() * (torch.rand(total, generator=draw) < 0.4)
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    ends = torch.cat([part.cumsum(0) for part in (length + gap).tensor_split(offsets[1:-1])]) if total else length
+    ray = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).int()
+    values = [x.to(device, dtype) for x in (ends - length / 2, length)]
+    return Samples(ray.to(device), *values, offsets.int().to(device))
+
+
+COUNTS = [4, 0, 9, 1, 7, 0, 30]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_visible_samples_match_a_loop(device, backend, dtype):
+    samples = packed(COUNTS, device, dtype=dtype)
+    depth = torch.rand(51, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    got, chosen = visible(samples, depth, least=0.2, backend=backend)
+    want = []
+    for begin, end in zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True):
+        through = 1.0
+        for i in range(begin, end):
+            if through >= 0.2:
+                want.append(i)
+            through *= math.exp(-depth[i].item())
+    assert chosen.tolist() == want
+    assert 10 < len(want) < 45  # both kinds
+    assert_packed(got, len(COUNTS))
+    for name in ("ray", "t", "length"):
+        assert torch.equal(getattr(got, name), getattr(samples, name)[chosen])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_dropped_weighs_little(device, backend):
+    samples = packed([50] * 20, device)
+    density = torch.rand(1000, generator=torch.Generator().manual_seed(3)).double().to(device)
+    every = composite(density, samples.t[:, None], samples.t, samples.length, samples.offsets)
+    kept, chosen = visible(samples, density * samples.length, least=1e-3, backend=backend)
+    some = composite(density[chosen], kept.t[:, None], kept.t, kept.length, kept.offsets)
+    assert len(chosen) < 700
+    assert ((every.alpha - some.alpha) >= 0).all()
+    assert ((every.alpha - some.alpha) <= 1e-3).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_and_a_wall_hide_as_they_should(device, backend):
+    samples = packed([3, 3, 0, 3], device)
+    depth = torch.tensor([math.inf, 0, 0, math.nan, 99, 0, 0, 0, 99], device=device, dtype=torch.float64)
+    got, chosen = visible(samples, depth, backend=backend)
+    assert chosen.tolist() == [0, 3, 4, 5, 6, 7, 8]
+    assert got.offsets.tolist() == [0, 1, 4, 4, 7]
+
+
+def resample_by_loop(samples: Samples, weight: list[float], count: int, jitter: list[float]) -> list[list[float]]:
+    """Ray by ray: t by bisection of the weight before t, and the lengths between borders found in the same way."""
+    rows = []
+    for ray, (begin, end) in enumerate(zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True)):
+        mine = range(begin, end)
+        if begin == end:
+            continue
+        low = {i: samples.t[i].item() - samples.length[i].item() / 2 for i in mine}
+        size = {i: samples.length[i].item() for i in mine}
+        mass = {i: weight[i] if any(weight[i] for i in mine) else size[i] for i in mine}
+        total = sum(mass.values())
+
+        def before(t: float, held: dict[int, float], low=low, size=size) -> float:
+            return sum(held[i] * min(max((t - low[i]) / size[i], 0), 1) for i in held)
+
+        def place(share: float, mine=mine, low=low, size=size, mass=mass, total=total, before=before) -> float:
+            a, b = low[mine[0]], low[mine[-1]] + size[mine[-1]]
+            for _ in range(100):
+                a, b = (a, (a + b) / 2) if before((a + b) / 2, mass) > share * total else ((a + b) / 2, b)
+            return b
+
+        borders = [low[begin], *(place(k / count) for k in range(1, count)), math.inf]
+        covered = [before(b, size) for b in borders]
+        rows += [[place((k + jitter[ray]) / count), covered[k + 1] - covered[k]] for k in range(count)]
+    return rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_resampling_matches_a_loop(device, backend, count, dtype):
+    samples = packed(COUNTS, device, dtype=dtype)
+    draw = torch.Generator().manual_seed(5)
+    weight, jitter = torch.rand(51, generator=draw), torch.rand(7, generator=draw)
+    weight[:2] = 0  # the first two of a ray, and all but one of another, hold nothing
+    weight[14:20] = 0
+    got = resample(samples, weight.to(device, dtype), count, jitter=jitter.to(device, dtype), backend=backend)
+    assert_packed(got, 7)
+    assert got.offsets.diff().tolist() == [count if n else 0 for n in COUNTS]
+    want = torch.tensor(resample_by_loop(samples, weight.tolist(), count, jitter.tolist()), dtype=torch.float64)
+    # float32: t up to 30 and rounded by 2e-6, divided by the smallest weight of a stretch, about a hundredth.
+    tolerance = {"rtol": 0, "atol": 2e-4 if dtype == torch.float32 else 1e-11}
+    torch.testing.assert_close(got.t.cpu().double(), want[:, 0], **tolerance)
+    torch.testing.assert_close(got.length.cpu().double(), want[:, 1], **tolerance)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, math.nan, -1.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_even_weights_give_even_samples(device, backend, weight):
+    t = (torch.arange(8, dtype=torch.float64, device=device) + 0.5) / 8
+    one = Samples(t.int() * 0, t, torch.full_like(t, 1 / 8), torch.tensor([0, 8], device=device).int())
+    half = torch.full((1,), 0.5, dtype=torch.float64, device=device)
+    got = resample(one, torch.full_like(t, weight), 20, jitter=half, backend=backend)
+    want = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
+    torch.testing.assert_close(got.t.cpu(), want, rtol=0, atol=1e-14)
+    torch.testing.assert_close(got.length.cpu(), torch.full_like(want, 1 / 20), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_samples_repeat_the_weights(device, backend):
+    samples = packed([12], device)
+    weight = torch.rand(12, generator=torch.Generator().manual_seed(1)).double().to(device)
+    half = torch.full((1,), 0.5, dtype=torch.float64, device=device)
+    got = resample(samples, weight, 10_000, jitter=half, backend=backend)
+    low = samples.t - samples.length / 2
+    found = torch.searchsorted(low, got.t, right=True) - 1
+    assert (got.t <= (low + samples.length)[found] + 1e-12).all()  # none in a gap
+    share = torch.bincount(found, minlength=12) / 10_000
+    torch.testing.assert_close(share.double(), weight / weight.sum(), rtol=0, atol=1.01e-4)  # one sample of 10,000
+    assert (got.t.diff() >= 0).all()
+    torch.testing.assert_close(got.length.sum(), samples.length.sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_to_resample_or_to_see(device, backend):
+    samples = packed([0, 0], device)
+    none = samples.t
+    got = resample(samples, none, 3, jitter=torch.zeros(2, dtype=torch.float64, device=device), backend=backend)
+    assert_packed(got, 2)
+    seen, chosen = visible(samples, none, backend=backend)
+    assert_packed(seen, 2)
+    assert len(got.t) == len(chosen) == 0
+
+
+def test_threads_do_not_change_what_is_seen_and_resampled():
+    threads = torch.get_num_threads()
+    samples = packed(COUNTS * 20, "cpu", dtype=torch.float32)
+    draw = torch.Generator().manual_seed(5)
+    weight, jitter = torch.rand(len(samples.t), generator=draw), torch.rand(140, generator=draw)
+    results = []
+    try:
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            seen, chosen = visible(samples, weight, backend="warp")
+            new = resample(samples, weight, 7, jitter=jitter, backend="warp")
+            results.append([chosen, *vars(seen).values(), *vars(new).values()])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
+
+
+def test_contraction_is_the_papers_halved_and_has_an_inverse(device):
+    draw = torch.Generator().manual_seed(0)
+    points = torch.randn(500, 3, generator=draw, dtype=torch.float64) * torch.logspace(-2, 4, 500)[:, None]
+    points = points.to(device)
+    radius = points.norm(dim=1, keepdim=True)
+    want = torch.where(radius <= 1, points, (2 - 1 / radius) * points / radius) / 2
+    got = contract(points)
+    torch.testing.assert_close(got, want, rtol=1e-14, atol=1e-16)
+    assert (got.norm(dim=1) < 1).all()
+    # The way back loses the digits that 1 - |y| = 1 / (2 r) lost: a few units of 1e-16, times 2 r.
+    error = (uncontract(got) - points).norm(dim=1) / radius.squeeze()
+    assert (error <= 1e-15 * (5 + 2 * radius.squeeze())).all()
+    assert contract(points[:, None].float()).shape == (500, 1, 3)
+
+
+def test_contraction_stretches_as_its_docstring_says(device):
+    for r in (0.0, 0.4, 0.9999, 1.0001, 3.0, 100.0):
+        x = torch.tensor([0.0, 0.0, r], dtype=torch.float64, device=device)
+        jacobian = torch.autograd.functional.jacobian(contract, x)
+        across, along = (0.5, 0.5) if r <= 1 else ((2 * r - 1) / (2 * r * r), 1 / (2 * r * r))
+        want = torch.diag(torch.tensor([across, across, along], dtype=torch.float64))
+        torch.testing.assert_close(jacobian.cpu(), want, rtol=1e-12, atol=1e-14)
+        back = torch.autograd.functional.jacobian(uncontract, contract(x))
+        torch.testing.assert_close((back @ jacobian).cpu(), torch.eye(3).double(), rtol=0, atol=1e-10)
+
+
+def test_what_lies_beyond_space_is_put_far_away(device):
+    y = torch.tensor([[1.0, 0.0, 0.0], [0.0, -3.0, 0.0], [0.0, 0.0, 0.0]], device=device)
+    x = uncontract(y).cpu()
+    assert x.isfinite().all()
+    assert x[0, 0] > 1e6
+    assert x[1, 1] < -1e6
+    assert x[2].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_wrong_input_to_visible_and_resample_is_named():
+    samples = packed([2, 3], "cpu")
+    jitter = torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"depth like samples.t, \(5,\) torch.float64 on cpu; got \(5,\) torch.float32"
+    ):
+        visible(samples, samples.t.float())
+    with pytest.raises(ValueError, match="0 < least < 1; got 0"):
+        visible(samples, samples.t, least=0)
+    with pytest.raises(ValueError, match=r"jitter \[R\], here \(5,\) and \(2,\); got \(4,\) and \(2,\)"):
+        resample(samples, samples.t[1:], 3, jitter=jitter)
+    with pytest.raises(ValueError, match=r"all on one device and of one dtype.*jitter torch.float32"):
+        resample(samples, samples.t, 3, jitter=jitter.float())
+    with pytest.raises(ValueError, match="count > 0; got 0"):
+        resample(samples, samples.t, 0, jitter=jitter)

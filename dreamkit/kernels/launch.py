@@ -7,6 +7,7 @@ result does not depend on the number of threads either.
 Only `warp_kernel.py` files import this; it imports Warp.
 """
 
+import ctypes
 import functools
 import os
 import sys
@@ -43,6 +44,12 @@ _init()
 
 OPTIONS: dict[str, Any] = {"module": "unique", "enable_backward": False}  # of every kernel: the adjoints are written
 
+FUSED: dict[str, Any] = {
+    **OPTIONS,
+    "module_options": {"cpu_compiler_flags": f"{wp.config.cpu_compiler_flags or '-march=native'} -ffp-contract=fast"},
+}
+"""Options of a kernel of long polynomials: a * b + c is one instruction and rounded once, as CUDA does it anyway."""
+
 
 def threads(device: torch.device) -> int:
     """Slices worth making on this device: torch's threads on a CPU, one elsewhere."""
@@ -56,19 +63,34 @@ def launch(kernel: wp.Kernel, items: int, inputs: list[Any], device: torch.devic
     are `inputs`. On a CPU the items are cut into `slices` runs of equal length (as many as torch has threads, if
     None); anywhere else there is one.
     """
-    if items == 0:
+    launch_in_turn([(kernel, items, inputs)], device, slices)
+
+
+def launch_in_turn(
+    steps: list[tuple[wp.Kernel, int, list[Any]]], device: torch.device, slices: int | None = None
+) -> None:
+    """Run several kernels, each (kernel, items, inputs) as in `launch`, one after the other.
+
+    On a CPU, threads do not wait for each other between the steps: a slice of a step may only read what the same slice
+    of the steps before wrote. It wakes the threads once.
+    """
+    steps = [step for step in steps if step[1] > 0]
+    if not steps:
         return
-    slices = min(slices or threads(device), items) if device.type == "cpu" else 1
+    slices = min(slices or threads(device), max(items for _, items, _ in steps)) if device.type == "cpu" else 1
     wp_device = wp.device_from_torch(device)
     stream = None if device.type == "cpu" else wp.stream_from_torch(torch.cuda.current_stream(device))
-    bounds = [items * i // slices for i in range(slices + 1)]
 
     def run(i: int) -> None:
-        count = bounds[i + 1] - bounds[i]
-        wp.launch(kernel, dim=count, inputs=[bounds[i], *inputs], device=wp_device, stream=stream, record_tape=False)
+        for kernel, items, inputs in steps:
+            first, end = items * i // slices, items * (i + 1) // slices
+            if first < end:
+                arguments = [first, *inputs]
+                wp.launch(kernel, dim=end - first, inputs=arguments, device=wp_device, stream=stream, record_tape=False)
 
     if slices > 1:
-        _compile(kernel)
+        for kernel, _, _ in steps:
+            _compile(kernel)
         others = [_pool(os.getpid(), slices - 1).submit(run, i) for i in range(1, slices)]
     run(0)
     if slices > 1:
@@ -83,8 +105,26 @@ def array(tensor: Tensor, dtype: Any) -> Any:
 
 def vectors(tensor: Tensor, length: int) -> Any:
     """`tensor`, which must be contiguous, as a kernel argument: a flat array of vectors of `length` of its scalars."""
-    # By way of one dimension: it gives an empty or expanded tensor the strides that Warp insists on.
-    return array(tensor.view(-1).view(-1, length), wp.types.vector(length, scalar(tensor)))
+    # Strides are said outright: Warp insists on them even where a tensor is empty, or expanded from one element.
+    flat = tensor.as_strided((tensor.numel() // length, length), (length, 1))
+    return array(flat, wp.types.vector(length, scalar(tensor)))
+
+
+def large_pages(tensor: Tensor) -> Tensor:
+    """`tensor`, newly allocated: where it is large and on a CPU, Linux is asked to back it with pages of 2 MiB.
+
+    Memory that is touched for the first time costs more than what kernels do with it: 1.5 us for each page of 4 KiB.
+    Only a hint; its refusal, and any other system, change nothing.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if tensor.device.type == "cpu" and size >= LARGE and _madvise is not None:
+        begin = -(-tensor.data_ptr() // PAGE) * PAGE
+        _madvise(ctypes.c_void_p(begin), ctypes.c_size_t((tensor.data_ptr() + size - begin) // PAGE * PAGE), HUGE)
+    return tensor
+
+
+PAGE, LARGE, HUGE = 4096, 2**22, 14  # bytes, bytes, and Linux's number for MADV_HUGEPAGE
+_madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 
 
 def scalar(tensor: Tensor) -> Any:

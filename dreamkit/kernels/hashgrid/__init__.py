@@ -88,12 +88,15 @@ def hashgrid(points: Tensor, table: Tensor, shape: HashGridShape, *, backend: st
     Returns:
         [N, levels * features]; the features of level l are columns l * features and following.
 
-    Differentiable once in table and in points. The derivative in points is that of the trilinear patch: it jumps at
-    cell faces, and is 0 along an axis where the point lies outside. For a second derivative (the gradient of a
-    normal), take finite differences of first-order quantities. A NaN point gives NaN features.
+    Differentiable twice in table and in points, exactly: a loss on normals, which are gradients with respect to
+    points, reaches the table. The derivatives are those of the trilinear patch. The first jumps at cell faces; the
+    second has only its mixed terms (d/dx d/dy), and what the jumps would add is not in it. Both are 0 along an axis
+    where the point lies outside. A NaN point gives NaN features.
 
     On a CPU the result does not depend on the number of threads. On CUDA the gradient of the table is summed by
-    atomic adds, whose order, and so the last bits, may change between runs.
+    atomic adds, whose order, and so the last bits, may change between runs; with
+    torch.use_deterministic_algorithms(True) one thread sums each level, in order and many times slower. Memory
+    beyond results and gradients: none.
 
     Raises ValueError for wrong shapes, dtypes or devices; InputError for a backend that is not there.
     """
@@ -106,4 +109,5 @@ def hashgrid(points: Tensor, table: Tensor, shape: HashGridShape, *, backend: st
         raise ValueError(f"hashgrid expects float32 or float64, the same for both; got {points.dtype}, {table.dtype}")
     if points.device != table.device:
         raise ValueError(f"hashgrid expects both tensors on one device; got {points.device} and {table.device}")
-    return choose.backend(__name__, backend).hashgrid(points, table, shape)
+    found: Tensor = choose.implementation(__name__, "hashgrid", backend, table)(points, table, shape)
+    return found

@@ -1,5 +1,11 @@
-"""Where a ray is worth looking at: uniform samples inside the cube [-1,1]^3, only in cells that are not empty."""
+"""Where a ray is worth looking at: samples in the cells of a grid, those that are not hidden, those that count most.
 
+`march` makes samples at equal steps inside the cube [-1,1]^3, only in cells that are not empty; `visible` drops those
+that others hide; `resample` puts new ones where the weights of old ones are. `contract` brings all of space into the
+cube.
+"""
+
+import math
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +61,7 @@ def march(
         step:       distance between candidates, > 0.
         jitter:     [R] in [0, 1), the place of the samples within their step; 0.5 is the midpoint rule.
         near:       no sample closer to the origin than this.
-        backend:    "auto", "warp" or "reference".
+        backend:    "auto", "warp", "reference", or "nerfacc" (CUDA and float32 only).
 
     Returns Samples; t and length have the dtype of `origins`. A ray that misses the cube, holds a NaN or
     has a direction of length 0 has none.
@@ -81,7 +87,116 @@ def march(
     if not step > 0:
         raise ValueError(f"march expects step > 0; got {step}")
     with torch.no_grad():
-        return choose.backend(__name__, backend).march(origins, directions, occupancy, step, jitter, near)
+        run = choose.implementation(__name__, "march", backend, origins)
+        found: Samples = run(origins, directions, occupancy, step, jitter, near)
+        return found
+
+
+def visible(samples: Samples, depth: Tensor, *, least: float = 1e-3, backend: str = "auto") -> tuple[Samples, Tensor]:
+    """The samples that are not hidden: those reached by more than the share `least` of the light.
+
+    Sample i stays while exp(-sum_{j<i} depth_j) >= least, j over the samples before it on its ray: early termination
+    (Instant-NGP, arXiv:2201.05989, appendix E.1). Every ray keeps a first part of its samples. A NaN hides nothing,
+    nor does what comes after it: it must stay and be seen.
+
+    Args:
+        samples: S of them.
+        depth:   [S] optical depth of each, density times length, or less than that if only a bound is known; >= 0.
+        least:   in (0, 1).
+        backend: "auto", "warp" or "reference".
+
+    Returns the kept Samples, and [K] int64 the places of the kept among the S, rising. Not differentiable. Backends
+    may disagree on a sample within rounding of `least`.
+
+    Raises ValueError for wrong shapes, dtypes, devices or `least`; InputError for a backend that is not there.
+    """
+    if depth.shape != samples.t.shape or depth.dtype != samples.t.dtype or depth.device != samples.t.device:
+        raise ValueError(
+            f"visible expects depth like samples.t, {tuple(samples.t.shape)} {samples.t.dtype} on {samples.t.device}; "
+            f"got {tuple(depth.shape)} {depth.dtype} on {depth.device}"
+        )
+    if not 0 < least < 1:
+        raise ValueError(f"visible expects 0 < least < 1; got {least}")
+    with torch.no_grad():
+        run = choose.implementation(__name__, "visible", backend, depth)
+        offsets, chosen = run(depth.detach(), samples.offsets, -math.log(least))
+        ray, t, length = (values.index_select(0, chosen) for values in (samples.ray, samples.t, samples.length))
+        return Samples(ray, t, length, offsets), chosen
+
+
+def resample(samples: Samples, weight: Tensor, count: int, *, jitter: Tensor, backend: str = "auto") -> Samples:
+    """`count` new samples on every ray that has any, more of them where the weight is: by the inverse of its sum.
+
+    A sample stands for the stretch of `length` around its t; there the weight is spread evenly, and between stretches
+    there is none. Let C(t) be the share of the ray's weight before t. The new samples and their borders lie at
+
+        C(t_k) = (k + jitter) / count,   C(b_k) = k / count,   k = 0, ..., count - 1
+
+    (NeRF, arXiv:2003.08934, section 5.2, with one jitter a ray: Mip-NeRF 360, arXiv:2111.12077, section 3.1), so
+    they are sorted. A new length is how much of the old stretches lies between its borders, and their sum is that of
+    the old lengths. Where all weights of a ray are 0, the lengths take their place: uniform samples.
+
+    Args:
+        samples: on R rays; the stretches of a ray must not overlap.
+        weight:  [S], for example Composite.weight, or that plus a little, so that no place is ever lost. What is
+                 negative or not finite counts as 0.
+        count:   new samples a ray, > 0.
+        jitter:  [R] in [0, 1); 0.5 puts a sample at its share's middle.
+        backend: "auto", "warp" or "reference".
+
+    Not differentiable: gradients reach the proposals by a loss on their weights, not by where samples are.
+
+    Raises ValueError for wrong shapes, dtypes, devices or count; InputError for a backend that is not there.
+    """
+    t, rays = samples.t, len(samples.offsets) - 1
+    if weight.shape != t.shape or jitter.shape != (rays,):
+        raise ValueError(
+            f"resample expects weight [S] and jitter [R], here {tuple(t.shape)} and ({rays},); "
+            f"got {tuple(weight.shape)} and {tuple(jitter.shape)}"
+        )
+    if not t.dtype == weight.dtype == jitter.dtype or not t.device == weight.device == jitter.device:
+        raise ValueError(
+            f"resample expects all on one device and of one dtype; got samples {t.dtype} on {t.device}, "
+            f"weight {weight.dtype} on {weight.device}, jitter {jitter.dtype} on {jitter.device}"
+        )
+    if count < 1:
+        raise ValueError(f"resample expects count > 0; got {count}")
+    with torch.no_grad():
+        run = choose.implementation(__name__, "resample", backend, t)
+        some = (samples.offsets.diff() > 0).int()
+        offsets = torch.nn.functional.pad(torch.cumsum(some, 0, dtype=torch.int32) * count, (1, 0))
+        rows = some.nonzero().squeeze(-1)
+        weight = torch.where(torch.isfinite(weight) & (weight > 0), weight, 0.0)
+        new_t, new_length = run(t, samples.length, samples.offsets, weight, count, jitter, rows)
+        return Samples(rows.int().repeat_interleave(count), new_t, new_length, offsets)
+
+
+def contract(points: Tensor) -> Tensor:
+    """All of space into the ball of radius 1, inside the cube [-1,1]^3: [..., 3] -> [..., 3].
+
+        contract(x) = x / 2 where |x| <= 1, else (1 - 1 / (2 |x|)) x / |x|
+
+    Mip-NeRF 360 (arXiv:2111.12077, eq. 10) times 1/2. Differentiable everywhere, by autograd. The Jacobian: 1/2 times
+    the identity inside the unit ball; outside, with r = |x|, 1 / (2 r^2) along x and (2 r - 1) / (2 r^2) across it.
+    So a field that is read at contract(x) keeps its density per unit of *world* length and is composited with world
+    lengths, without a factor; only its gradient, and a normal made of it, must be taken through contract: with
+    respect to the world's x.
+    """
+    squared = (points * points).sum(-1, keepdim=True)
+    radius = torch.where(squared > 1, squared, 1.0).sqrt()  # not sqrt(0) inside: its derivative is infinite
+    return points * (radius - 0.5) / radius.square()
+
+
+def uncontract(points: Tensor) -> Tensor:
+    """The inverse of `contract`: from the open ball of radius 1 back to space, [..., 3] -> [..., 3].
+
+    Points on the unit sphere or outside it have no place in space; they are put in their direction as far away as the
+    dtype's precision tells from infinity, 1 / (2 eps). Differentiable by autograd.
+    """
+    squared = (points * points).sum(-1, keepdim=True)
+    radius = torch.where(squared > 0.25, squared, 0.25).sqrt()
+    left = (1 - radius).clamp(min=torch.finfo(points.dtype).eps)
+    return points / (2 * radius * left)
 
 
 def cell_points(size: int, jitter: Tensor | None = None) -> Tensor:

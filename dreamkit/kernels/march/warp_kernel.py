@@ -1,9 +1,9 @@
-"""Marching in Warp, for CPU threads and CUDA: one item per ray, two passes. The contract is in the package's docstring.
+"""Marching in Warp, for CPU threads and CUDA: one item per ray. The contract is in the package's docstring.
 
-The first pass counts the samples of a ray, the second writes them where the counts say. Empty space is passed in
-leaps: from a candidate in an empty cell to the first candidate beyond that cell, or beyond the block of cells around
-it if all of that is empty. A leap ends a little early rather than late, and every candidate is computed from its
-number as the reference does it, so leaping changes nothing.
+`march` and `visible` go over the rays twice. The first pass counts the samples of a ray, the second writes them where
+the counts say. Marching passes empty space in leaps: from a candidate in an empty cell to the first candidate beyond
+that cell, or beyond the block of cells around it if all of that is empty. A leap ends a little early rather than
+late, and every candidate is computed from its number as the reference does it, so leaping changes nothing.
 """
 
 import functools
@@ -22,7 +22,7 @@ BLOCK = 4  # cells per axis of a block
 def march(origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, jitter: Tensor, near: float) -> Samples:
     """[R, 3] rays -> Samples."""
     rays, device, real = len(origins), origins.device, scalar(origins)
-    count, fill, pool = _kernels(real)
+    walk, pool = _march_kernels(real)
     size, blocks = len(occupancy), -(-len(occupancy) // BLOCK)
     fine = occupancy.contiguous().view(torch.uint8)
     coarse = fine.new_empty(blocks**3)
@@ -32,21 +32,60 @@ def march(origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, j
     origins, directions, jitter = (tensor.detach().contiguous() for tensor in (origins, directions, jitter))
     line = [vectors(origins, 3), vectors(directions, 3), array(jitter, real), real(step), real(near), *grids]
     found, first = torch.empty(2, rays, dtype=torch.int32, device=device).unbind()
-    launch(count, rays, [*line, array(found, wp.int32), array(first, wp.int32)], device)
 
-    offsets = torch.zeros(rays + 1, dtype=torch.int32, device=device)
-    torch.cumsum(found, 0, dtype=torch.int32, out=offsets[1:])
-    total = int(offsets[-1])
-    ray = torch.empty(total, dtype=torch.int32, device=device)
-    t = origins.new_empty(total)
-    launch(fill, rays, [*line, *(array(x, wp.int32) for x in (offsets, first, ray)), array(t, real)], device)
+    def go(offsets: Tensor, ray: Tensor, t: Tensor) -> None:
+        whole = [array(tensor, wp.int32) for tensor in (found, first, offsets, ray)]
+        launch(walk, rays, [*line, *whole, array(t, real)], device)
+
+    go(found[:0], found[:0], origins.new_empty(0))
+    offsets = _offsets(found)
+    ray = found.new_empty(int(offsets[-1]))
+    t = origins.new_empty(len(ray))
+    go(offsets, ray, t)
     return Samples(ray, t, torch.full_like(t, step), offsets)
+
+
+def visible(depth: Tensor, offsets: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """[S] optical depths -> the new offsets [R+1] int32 and the places [K] int64 of the samples not behind `limit`."""
+    real, rays = scalar(depth), len(offsets) - 1
+    count, fill = _visible_kernels(real)
+    depth, offsets = depth.contiguous(), offsets.contiguous()
+    found = torch.empty(rays, dtype=torch.int32, device=depth.device)
+    launch(
+        count, rays, [array(offsets, wp.int32), array(depth, real), real(limit), array(found, wp.int32)], depth.device
+    )
+    kept = _offsets(found)
+    chosen = torch.empty(int(kept[-1]), dtype=torch.int64, device=depth.device)
+    launch(fill, rays, [array(offsets, wp.int32), array(kept, wp.int32), array(chosen, wp.int64)], depth.device)
+    return kept, chosen
+
+
+def resample(
+    t: Tensor, length: Tensor, offsets: Tensor, weight: Tensor, count: int, jitter: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[S] ... -> t and length [len(rows) * count] of the new samples, on the rays `rows`, which all own some."""
+    real = scalar(t)
+    new = t.new_empty(2, len(rows) * count)
+    values = [array(tensor.detach().contiguous(), real) for tensor in (t, length, weight, jitter)]
+    kept = [offsets.contiguous(), rows.contiguous()]
+    whole = [array(kept[0], wp.int32), array(kept[1], wp.int64)]
+    launch(
+        _resample_kernel(real), len(rows), [*whole, count, *values, array(new[0], real), array(new[1], real)], t.device
+    )
+    return new[0], new[1]
+
+
+def _offsets(found: Tensor) -> Tensor:
+    """[R] samples on each ray -> [R+1] where they begin."""
+    offsets = found.new_zeros(len(found) + 1)
+    torch.cumsum(found, 0, dtype=torch.int32, out=offsets[1:])
+    return offsets
 
 
 @functools.cache
 @no_type_check  # inside, annotations are values that Warp reads
-def _kernels(real: Any) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
-    """Count, fill, and the pooling of cells to blocks, for one scalar type."""
+def _march_kernels(real: Any) -> tuple[wp.Kernel, wp.Kernel]:
+    """The walk along a ray, and the pooling of cells to blocks, for one scalar type."""
     vec3 = wp.types.vector(3, real)
     vec2 = wp.types.vector(2, real)
     zero, one, two, far = real(0.0), real(1.0), real(2.0), real(1.0e30)
@@ -128,7 +167,7 @@ def _kernels(real: Any) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
         return -1
 
     @wp.kernel(**OPTIONS)
-    def count(
+    def walk(
         start: wp.int32,
         origins: wp.array(dtype=vec3),
         directions: wp.array(dtype=vec3),
@@ -141,46 +180,31 @@ def _kernels(real: Any) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
         coarse: wp.array(dtype=wp.uint8),
         found: wp.array(dtype=wp.int32),
         first: wp.array(dtype=wp.int32),
-    ):
-        ray = start + wp.tid()
-        o = origins[ray]
-        d = directions[ray]
-        span = inside(o, d, near)
-        index = next_sample(0, span, o, d, jitter[ray], step, size, fine, blocks, coarse)
-        first[ray] = index
-        total = wp.int32(0)
-        while index >= 0:
-            total += 1
-            index = next_sample(index + 1, span, o, d, jitter[ray], step, size, fine, blocks, coarse)
-        found[ray] = total
-
-    @wp.kernel(**OPTIONS)
-    def fill(
-        start: wp.int32,
-        origins: wp.array(dtype=vec3),
-        directions: wp.array(dtype=vec3),
-        jitter: wp.array(dtype=real),
-        step: real,
-        near: real,
-        size: wp.int32,
-        fine: wp.array(dtype=wp.uint8),
-        blocks: wp.int32,
-        coarse: wp.array(dtype=wp.uint8),
         offsets: wp.array(dtype=wp.int32),
-        first: wp.array(dtype=wp.int32),
         rays: wp.array(dtype=wp.int32),
         t: wp.array(dtype=real),
     ):
+        """Without offsets, find how many samples the ray has and which is its first; with them, write the samples."""
         ray = start + wp.tid()
         o = origins[ray]
         d = directions[ray]
         span = inside(o, d, near)
-        index = first[ray]
-        for s in range(offsets[ray], offsets[ray + 1]):
-            rays[s] = ray
-            t[s] = span[0] + (real(index) + jitter[ray]) * step
-            if s + 1 < offsets[ray + 1]:
+        total = wp.int32(0)
+        if offsets.shape[0] == 0:
+            index = next_sample(0, span, o, d, jitter[ray], step, size, fine, blocks, coarse)
+            first[ray] = index
+            while index >= 0:
+                total += 1
                 index = next_sample(index + 1, span, o, d, jitter[ray], step, size, fine, blocks, coarse)
+            found[ray] = total
+        else:
+            number = first[ray]
+            while total < found[ray]:
+                if total > 0:
+                    number = next_sample(number + 1, span, o, d, jitter[ray], step, size, fine, blocks, coarse)
+                rays[offsets[ray] + total] = ray
+                t[offsets[ray] + total] = span[0] + (real(number) + jitter[ray]) * step
+                total += 1
 
     @wp.kernel(**OPTIONS)
     def pool(
@@ -201,4 +225,113 @@ def _kernels(real: Any) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
                     occupied = occupied | fine[(i * size + j) * size + k]
         coarse[block] = occupied
 
-    return count, fill, pool
+    return walk, pool
+
+
+@functools.cache
+@no_type_check
+def _visible_kernels(real: Any) -> tuple[wp.Kernel, wp.Kernel]:
+    """How many samples of a ray are seen; and their places."""
+
+    @wp.kernel(**OPTIONS)
+    def count(
+        start: wp.int32,
+        offsets: wp.array(dtype=wp.int32),
+        depth: wp.array(dtype=real),
+        limit: real,
+        found: wp.array(dtype=wp.int32),
+    ):
+        ray = start + wp.tid()
+        i = offsets[ray]
+        before = real(0.0)
+        while i < offsets[ray + 1] and not before > limit:  # not "<=": a NaN hides nothing
+            before += depth[i]
+            i += 1
+        found[ray] = i - offsets[ray]
+
+    @wp.kernel(**OPTIONS)
+    def fill(
+        start: wp.int32,
+        offsets: wp.array(dtype=wp.int32),
+        kept: wp.array(dtype=wp.int32),
+        chosen: wp.array(dtype=wp.int64),
+    ):
+        ray = start + wp.tid()
+        for i in range(kept[ray], kept[ray + 1]):
+            chosen[i] = wp.int64(offsets[ray] + i - kept[ray])
+
+    return count, fill
+
+
+@functools.cache
+@no_type_check
+def _resample_kernel(real: Any) -> wp.Kernel:
+    """One ray: a walk over its stretches that stops at every new sample and every border between two."""
+    zero, one, two = real(0.0), real(1.0), real(2.0)
+
+    @wp.func
+    def mass(weight: wp.array(dtype=real), length: wp.array(dtype=real), i: wp.int32, even: bool) -> real:
+        if even:
+            return length[i]
+        return weight[i]
+
+    @wp.kernel(**OPTIONS)
+    def resample(
+        start: wp.int32,
+        offsets: wp.array(dtype=wp.int32),
+        rows: wp.array(dtype=wp.int64),
+        count: wp.int32,
+        t: wp.array(dtype=real),
+        length: wp.array(dtype=real),
+        weight: wp.array(dtype=real),
+        jitter: wp.array(dtype=real),
+        new_t: wp.array(dtype=real),
+        new_length: wp.array(dtype=real),
+    ):
+        item = start + wp.tid()
+        ray = wp.int32(rows[item])
+        begin = offsets[ray]
+        end = offsets[ray + 1]
+        total = zero
+        for i in range(begin, end):
+            total += weight[i]
+        even = not total > zero
+        last = begin  # the last stretch that holds anything
+        total = zero
+        whole = zero
+        for i in range(begin, end):
+            held = mass(weight, length, i, even)
+            if held > zero:
+                last = i
+            total += held
+            whole += length[i]
+        at = begin  # the stretch where the walk stands; the weight and the length before it
+        before = zero
+        gone = zero
+        border = zero
+        for stop in range(2 * count):  # samples at the even stops, borders at the odd ones
+            k = real(stop // 2)
+            share = (k + jitter[ray]) / real(count)
+            if stop % 2 == 1:
+                share = (k + one) / real(count)
+            target = share * total
+            held = mass(weight, length, at, even)
+            while at < last and before + held <= target:
+                before += held
+                gone += length[at]
+                at += 1
+                held = mass(weight, length, at, even)
+            part = zero
+            if held > zero:
+                part = wp.clamp((target - before) / held, zero, one) * length[at]
+            slot = item * count + stop // 2
+            if stop % 2 == 0:
+                new_t[slot] = t[at] - length[at] / two + part
+            else:
+                reached = gone + part
+                if stop == 2 * count - 1:
+                    reached = whole  # stretches at the end may hold nothing
+                new_length[slot] = reached - border
+                border = reached
+
+    return resample
