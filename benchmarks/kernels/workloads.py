@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import torch
 
 from benchmarks.kernels.floor import Work
-from dreamkit.kernels.composite import composite
+from dreamkit.cameras import orbit
+from dreamkit.kernels.composite import composite, distortion
 from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
-from dreamkit.kernels.march import march
+from dreamkit.kernels.march import Samples, march, resample, visible
+from dreamkit.kernels.raster import antialias, edge_neighbours, interpolate, project, rasterize
 from dreamkit.kernels.tets import marching_tetrahedra, tet_grid
 from dreamkit.kernels.texture import sample
 
@@ -89,6 +91,85 @@ def march_job(where: torch.device, scale: float) -> Job:
     return lambda backend: march(origins, directions, occupancy, step=step, jitter=jitter, backend=backend)
 
 
+def packed_rays(where: torch.device, scale: float) -> Samples:
+    """65,536 rays of 64 samples between 0 and 1."""
+    rays = int(2**16 * scale)
+    number = torch.arange(rays * 64, device=where)
+    t = (number % 64 + torch.rand(len(number), device=where)) / 64
+    offsets = torch.arange(0, len(number) + 1, 64, device=where).int()
+    return Samples((number // 64).int(), t, torch.full_like(t, 1 / 64), offsets)
+
+
+def distortion_job(where: torch.device, scale: float) -> Job:
+    """The distortion loss of 65,536 rays; its gradient to the weights."""
+    samples = packed_rays(where, scale)
+    weight = (torch.rand_like(samples.t) / 64).requires_grad_()
+    gradient = torch.randn(len(samples.offsets) - 1, device=where)
+
+    def run(backend: str) -> None:
+        weight.grad = None
+        distortion(weight, samples.t, samples.length, samples.offsets, backend=backend).backward(gradient)
+
+    return run
+
+
+def visible_job(where: torch.device, scale: float) -> Job:
+    """Early termination of 65,536 rays behind a fog."""
+    samples = packed_rays(where, scale)
+    depth = torch.rand_like(samples.t) * 0.3
+    return lambda backend: visible(samples, depth, backend=backend)
+
+
+def resample_job(where: torch.device, scale: float) -> Job:
+    """32 new samples for each of 65,536 rays, by the weights of 64."""
+    samples = packed_rays(where, scale)
+    weight = torch.rand_like(samples.t) / 64
+    jitter = torch.rand(len(samples.offsets) - 1, device=where)
+    return lambda backend: resample(samples, weight, 32, jitter=jitter, backend=backend)
+
+
+def normals_job(where: torch.device, scale: float) -> Job:
+    """Normals of 65,536 points as gradients of a linear density; the gradient of a loss on them to the table."""
+    points = torch.rand(int(2**16 * scale), 3, device=where).requires_grad_()
+    table = torch.randn(SMALL.total, SMALL.features, device=where).requires_grad_()
+    mix = torch.randn(SMALL.width, device=where)
+
+    def run(backend: str) -> None:
+        points.grad = table.grad = None
+        density = hashgrid(points, table, SMALL, backend=backend) @ mix
+        (normal,) = torch.autograd.grad(density.sum(), points, create_graph=True)
+        normal.square().sum().backward()
+
+    return run
+
+
+def raster_job(where: torch.device, scale: float) -> Job:
+    """A ball of 19,596 triangles at 256x256: raster, interpolation and silhouettes; to positions and colours."""
+    rings = max(int(71 * math.sqrt(scale)), 4)
+    columns, size = 2 * rings, (256, 256)
+    polar = torch.linspace(0, math.pi, rings + 1)[1:-1]
+    around = torch.arange(columns) / columns * 2 * math.pi
+    t, p = torch.meshgrid(polar, around, indexing="ij")
+    vertices = 0.9 * torch.stack([t.sin() * p.cos(), t.sin() * p.sin(), t.cos()], -1).reshape(-1, 3)
+    i = torch.arange((rings - 2) * columns)
+    right = i // columns * columns + (i + 1) % columns
+    quads = [torch.stack([i, i + columns, right], 1), torch.stack([right, i + columns, right + columns], 1)]
+    faces = torch.cat(quads).int().to(where)
+    neighbours = edge_neighbours(faces)
+    cameras = orbit([30.0], 20.0, distance=3.0, fov_degrees=42.0, size=size)
+    clip = project(vertices, cameras).to(where).requires_grad_()
+    colours = torch.rand(len(vertices), 3, device=where).requires_grad_()
+    gradient = torch.randn(1, *size, 3, device=where)
+
+    def run(backend: str) -> None:
+        clip.grad = colours.grad = None
+        raster = rasterize(clip, faces, size, backend=backend)
+        picture = interpolate(colours, raster, faces, backend=backend)
+        antialias(picture, raster, clip, faces, neighbours, backend=backend).backward(gradient)
+
+    return run
+
+
 def texture_job(mips: bool) -> Callable[[torch.device, float], Job]:
     """262,144 pixels of a turned plane, 1.3 texels a pixel, in a texture of 1024^2 and 3 channels."""
 
@@ -139,6 +220,7 @@ WORKLOADS: tuple[Workload, ...] = (
         hashgrid_work(SMALL, 2**16),
         table_bytes=8 * SMALL.total,
     ),
+    Workload("hash grid, the same, a loss on normals", normals_job, table_bytes=8 * SMALL.total),
     Workload(
         "hash grid, 2^18 points, 16 levels of 2^19",
         hashgrid_job(LARGE, 2**18),
@@ -151,7 +233,11 @@ WORKLOADS: tuple[Workload, ...] = (
         # Six numbers read and a weight written, then weight, length and features read and four gradients written.
         Work(moved=4 * SAMPLES * (6 + 1 + 5 + 4), exps=SAMPLES),
     ),
+    Workload("distortion, 65,536 rays x 64", distortion_job, Work(moved=4 * SAMPLES * 7)),
     Workload("march, 16,384 rays, 64^3 cells (forward)", march_job),
+    Workload("visible, 65,536 rays x 64 (forward)", visible_job, Work(moved=4 * SAMPLES)),
+    Workload("resample, 65,536 rays, 64 to 32 (forward)", resample_job, Work(moved=4 * SAMPLES * 4.5)),
+    Workload("raster, 19,596 triangles, 256x256", raster_job, Work(moved=256**2 * 4 * (5 + 3 + 3 + 3))),
     # uv read twice, colours written and their gradient read, four texels read and added to.
     Workload("texture, 2^18 lookups", texture_job(mips=False), Work(moved=4 * LOOKUPS * (4 + 6), gathers=8 * LOOKUPS)),
     Workload("texture, the same, mip-mapped", texture_job(mips=True)),

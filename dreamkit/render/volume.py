@@ -15,7 +15,7 @@ from torch import Tensor
 from dreamkit.cameras import Cameras
 from dreamkit.images import Images, RaySamples
 from dreamkit.kernels.composite import composite
-from dreamkit.kernels.march import Samples, march
+from dreamkit.kernels.march import Samples, march, visible
 
 Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 """points [S, 3] -> density [S] per world unit, >= 0, and colour [S, 3] in [0, 1]."""
@@ -23,8 +23,8 @@ Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 NormalField = Callable[[Tensor], Tensor]
 """points [S, 3] -> unit outward normals [S, 3]."""
 
-HIDDEN_DEPTH = 6.9
-"""Samples behind this optical depth are hidden: their transmittance is below exp(-6.9) = 0.001."""
+LEAST_LIGHT = 1e-3
+"""Samples that less than this share of the light reaches are hidden."""
 
 FAINT_WEIGHT = 1e-3
 """Samples that weigh less than this in their pixel get no normal, and only the ambient light."""
@@ -69,7 +69,7 @@ def render_volume(
         jitter: where in its step a ray's samples stand, in [0, 1): one number, or [B, H, W].
         normal: the field's normals; asked only where a sample weighs at least FAINT_WEIGHT. Gives `Images.normal`.
         light: shade by it, sample by sample; needs `normal`. None shows the colour itself.
-        thinnest: [G, G, G] densities that the field surely reaches; what they hide (HIDDEN_DEPTH) is not asked for.
+        thinnest: [G, G, G] densities that the field surely reaches; what they hide (LEAST_LIGHT) is not asked for.
         near: distance from the camera where rays begin.
         chunk: rays at a time, for pictures too big to be rendered at once; without gradients and `Images.samples`.
 
@@ -93,9 +93,9 @@ def render_volume(
         samples = march(
             origins[rays], directions[rays], occupancy, step=step, jitter=offset[rays], near=near, backend=backend
         )
-        points, samples = _seen(samples, origins[rays], directions[rays], thinnest)
+        points, samples = _seen(samples, origins[rays], directions[rays], thinnest, backend)
         density, colour = field(points)
-        normals = None if normal is None else _normals(normal, points, density, samples)
+        normals = None if normal is None else _normals(normal, points, density, samples, backend)
         if light is not None and lamp is not None and normals is not None:
             colour = _shade(light, lamp[rays].index_select(0, samples.ray), points, colour, normals)
         pixels = _composite(samples, directions[rays], density, colour, normals, backend)
@@ -116,7 +116,9 @@ class _Pixels:
     samples: RaySamples | None
 
 
-def _seen(samples: Samples, origins: Tensor, directions: Tensor, thinnest: Tensor | None) -> tuple[Tensor, Samples]:
+def _seen(
+    samples: Samples, origins: Tensor, directions: Tensor, thinnest: Tensor | None, backend: str
+) -> tuple[Tensor, Samples]:
     """The samples' points, and the samples, without those that are certainly hidden."""
     points = samples.positions(origins, directions)
     if thinnest is None:
@@ -124,29 +126,14 @@ def _seen(samples: Samples, origins: Tensor, directions: Tensor, thinnest: Tenso
     cells = thinnest.shape[0]
     x, y, z = ((points + 1) * (cells / 2)).long().clamp_(0, cells - 1).unbind(-1)
     depth = thinnest.reshape(-1).index_select(0, (x * cells + y) * cells + z) * samples.length
-    keep = ~(_before(depth, samples) > HIDDEN_DEPTH)  # not "<=": a NaN must stay and be seen
-    kept = F.pad(torch.cumsum(keep, 0), (1, 0))
-    offsets = kept.index_select(0, samples.offsets).to(samples.offsets.dtype)
-    chosen = keep.nonzero().squeeze(-1)
-    ray, t, length, points = (x.index_select(0, chosen) for x in (samples.ray, samples.t, samples.length, points))
-    return points, Samples(ray, t, length, offsets)
+    samples, chosen = visible(samples, depth, least=LEAST_LIGHT, backend=backend)
+    return points.index_select(0, chosen), samples
 
 
-def _before(depth: Tensor, samples: Samples) -> Tensor:
-    """The optical depth in front of each sample on its ray, from that of each sample. [S], no gradient.
-
-    One running sum over all rays, in float64 and with opaque samples cut to 30, so that what other rays add and this
-    one subtracts again leaves no rounding behind.
-    """
-    running = F.pad(torch.cumsum(depth.detach().double().clamp(max=30.0), 0), (1, 0))
-    start = running.index_select(0, samples.offsets[:-1])
-    return running[:-1] - start.index_select(0, samples.ray)
-
-
-def _normals(normal: NormalField, points: Tensor, density: Tensor, samples: Samples) -> Tensor:
+def _normals(normal: NormalField, points: Tensor, density: Tensor, samples: Samples, backend: str) -> Tensor:
     """Unit normals [S, 3], 0 at the samples too faint to matter: most of them, once there is a surface."""
-    depth = density.detach() * samples.length
-    weight = torch.exp(-_before(depth, samples)) * -torch.expm1(-depth)
+    density = density.detach()
+    weight = composite(density, density[:, None], samples.t, samples.length, samples.offsets, backend=backend).weight
     chosen = (~(weight < FAINT_WEIGHT)).nonzero().squeeze(-1)
     return torch.zeros_like(points).index_copy(0, chosen, normal(points.index_select(0, chosen)))
 
