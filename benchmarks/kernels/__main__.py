@@ -39,8 +39,8 @@ def main() -> None:
         f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}; best of {arguments.rounds} rounds"
     )
     print(
-        f"measured: copy {rates.copy / 1e9:.0f} GB/s, gathers {rates.gather_near / 1e9:.2f} (3 MB) and "
-        f"{rates.gather_far / 1e9:.2f} (67 MB) G/s, exp {rates.exp / 1e9:.1f} G/s\n"
+        f"measured: copy {rates.copy / 1e9:.0f} GB/s, gathers {rates.gather_near / 1e9:.2f} (2^15 entries) and "
+        f"{rates.gather_far / 1e9:.2f} (2^19) G/s, exp {rates.exp / 1e9:.1f} G/s\n"
     )
     print("| workload | ms | reference | ratio | peers | floor | over floor | 1 thread |")
     print("|---|---|---|---|---|---|---|---|")
@@ -65,7 +65,7 @@ def row(workload: Workload, where: torch.device, rates: Rates, rounds: int) -> s
         alone = 1e3 * seconds(lambda: job("auto"), where, rounds)
         torch.set_num_threads(threads)
         single = f"{alone:.1f} ({alone / ours:.2f}x)"
-    floor = rates.floor(workload.work, workload.table_bytes)
+    floor = rates.floor(workload.work, workload.entries)
     over = f"{floor:.1f} | {ours / floor:.1f}x" if floor else "- | -"
     return (
         f"| {workload.name} | {ours:.1f} | {reference:.1f} | {reference / ours:.1f}x | {', '.join(peers) or '-'} "

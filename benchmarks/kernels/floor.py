@@ -14,7 +14,7 @@ class Work:
     moved: float = 0.0
     """Bytes read or written once each: inputs, outputs, what the adjoint needs, gradients."""
     gathers: float = 0.0
-    """Reads and read-modify-writes of 8 bytes at addresses without order."""
+    """Reads of 8 bytes at addresses without order."""
     exps: float = 0.0
 
     def __mul__(self, scale: float) -> "Work":
@@ -23,16 +23,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """Per second: bytes copied, 8-byte gathers from a table of 3 MB and of 67 MB, exponentials."""
+    """Per second: bytes copied, 8-byte gathers from tables of 2^15 and of 2^19 entries, exponentials."""
 
     copy: float
     gather_near: float
     gather_far: float
     exp: float
 
-    def floor(self, work: Work, table_bytes: float = 0.0) -> float:
+    def floor(self, work: Work, entries: int = 0) -> float:
         """Milliseconds that the work takes at the least: its dearest part, as if the others overlapped with it."""
-        gather = self.gather_near if table_bytes < 8e6 else self.gather_far
+        gather = self.gather_near if entries <= 2**15 else self.gather_far
         return 1e3 * max(work.moved / self.copy, work.gathers / gather, work.exps / self.exp)
 
 
@@ -43,15 +43,15 @@ def measure(where: torch.device) -> Rates:
     count = 1 << 22
 
     def gather(entries: int) -> float:
-        table = torch.rand(entries, 2, device=where)
-        index = torch.randint(entries, (count,), device=where)
-        found = torch.empty(count, 2, device=where)
+        table = torch.rand(entries, device=where, dtype=torch.float64)
+        index = torch.randint(entries, (count,), device=where, dtype=torch.int32)
+        found = torch.empty(count, device=where, dtype=torch.float64)
         return count / seconds(lambda: torch.index_select(table, 0, index, out=found), where)
 
     return Rates(
         copy=2 * 4 * len(block) / seconds(lambda: out.copy_(block), where),
-        gather_near=gather(393_216),
-        gather_far=gather(16 * 2**19),
+        gather_near=gather(2**15),
+        gather_far=gather(2**19),
         exp=len(block) / seconds(lambda: torch.exp(block, out=out), where),
     )
 

@@ -12,6 +12,7 @@ from dreamkit.kernels.composite import composite, distortion
 from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
 from dreamkit.kernels.march import Samples, march, resample, visible
 from dreamkit.kernels.raster import antialias, edge_neighbours, interpolate, project, rasterize
+from dreamkit.kernels.splat import splat
 from dreamkit.kernels.tets import marching_tetrahedra, tet_grid
 from dreamkit.kernels.texture import sample
 
@@ -25,8 +26,8 @@ class Workload:
     make: Callable[[torch.device, float], Job]
     """The job on a device, with that share of the points, rays, Gaussians or triangles."""
     work: Work = field(default_factory=Work)
-    table_bytes: float = 0.0
-    """Size of the table that gathers go to."""
+    entries: int = 0
+    """Entries of the table, or of its level, that gathers go to."""
 
 
 SMALL = HashGridShape(levels=12, features=2, log2_entries=15, coarsest=16, finest=256)
@@ -52,8 +53,8 @@ def hashgrid_job(shape: HashGridShape, points: int, of_points: bool = False) -> 
 
 
 def hashgrid_work(shape: HashGridShape, points: int) -> Work:
-    """Eight vertices a level, read once and added to once; points, features and their gradient; the table's gradient
-    is written."""
+    """Eight vertices a level are read, and added to, which is counted as no more than a read; besides, points,
+    features and their gradient, and the table's."""
     moved = points * (2 * 12 + 2 * 4 * shape.width) + 4 * shape.total * shape.features
     return Work(moved=moved, gathers=2 * 8 * shape.levels * points)
 
@@ -170,6 +171,38 @@ def raster_job(where: torch.device, scale: float) -> Job:
     return run
 
 
+def splat_job(count: int, size: int) -> Callable[[torch.device, float], Job]:
+    """Random anisotropic Gaussians in a unit ball, one view; gradients arrive at features and alpha."""
+
+    def make(where: torch.device, scale: float) -> Job:
+        number, side = int(count * scale), int(size * math.sqrt(scale))
+        draw = torch.Generator().manual_seed(0)
+        direction = torch.nn.functional.normalize(torch.randn(number, 3, generator=draw), dim=1)
+        means = direction * torch.rand(number, 1, generator=draw) ** (1 / 3)
+        quaternions = torch.randn(number, 4, generator=draw)
+        scales = 0.5 * number ** (-1 / 3) * torch.exp(0.5 * torch.randn(number, 3, generator=draw))
+        tensors = [
+            means,
+            quaternions,
+            scales,
+            torch.rand(number, generator=draw),
+            torch.rand(number, 3, generator=draw),
+        ]
+        leaves = [tensor.to(where).requires_grad_() for tensor in tensors]
+        camera = orbit([30.0], 15.0, size=side).to(where)
+        gradients = [torch.randn(1, 3, side, side, device=where), torch.randn(1, side, side, device=where)]
+
+        def run(backend: str) -> None:
+            for leaf in leaves:
+                leaf.grad = None
+            seen = splat(*leaves, camera, backend=backend)
+            torch.autograd.backward([seen.features, seen.alpha], gradients)
+
+        return run
+
+    return make
+
+
 def texture_job(mips: bool) -> Callable[[torch.device, float], Job]:
     """262,144 pixels of a turned plane, 1.3 texels a pixel, in a texture of 1024^2 and 3 channels."""
 
@@ -212,20 +245,20 @@ WORKLOADS: tuple[Workload, ...] = (
         "hash grid, 2^16 points, 12 levels of 2^15",
         hashgrid_job(SMALL, 2**16),
         hashgrid_work(SMALL, 2**16),
-        table_bytes=8 * SMALL.total,
+        entries=2**15,
     ),
     Workload(
         "hash grid, the same, to the points also",
         hashgrid_job(SMALL, 2**16, of_points=True),
         hashgrid_work(SMALL, 2**16),
-        table_bytes=8 * SMALL.total,
+        entries=2**15,
     ),
-    Workload("hash grid, the same, a loss on normals", normals_job, table_bytes=8 * SMALL.total),
+    Workload("hash grid, the same, a loss on normals", normals_job, entries=2**15),
     Workload(
         "hash grid, 2^18 points, 16 levels of 2^19",
         hashgrid_job(LARGE, 2**18),
         hashgrid_work(LARGE, 2**18),
-        table_bytes=8 * LARGE.total,
+        entries=2**19,
     ),
     Workload(
         "composite, 65,536 rays x 64",
@@ -237,6 +270,8 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("march, 16,384 rays, 64^3 cells (forward)", march_job),
     Workload("visible, 65,536 rays x 64 (forward)", visible_job, Work(moved=4 * SAMPLES)),
     Workload("resample, 65,536 rays, 64 to 32 (forward)", resample_job, Work(moved=4 * SAMPLES * 4.5)),
+    Workload("splat, 10,000 Gaussians, 256x256", splat_job(10_000, 256)),
+    Workload("splat, 100,000 Gaussians, 512x512", splat_job(100_000, 512)),
     Workload("raster, 19,596 triangles, 256x256", raster_job, Work(moved=256**2 * 4 * (5 + 3 + 3 + 3))),
     # uv read twice, colours written and their gradient read, four texels read and added to.
     Workload("texture, 2^18 lookups", texture_job(mips=False), Work(moved=4 * LOOKUPS * (4 + 6), gathers=8 * LOOKUPS)),
