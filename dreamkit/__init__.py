@@ -10,6 +10,7 @@ Importing this loads nothing heavy: each name below is imported when it is first
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from dreamkit.meshes import Mesh
     from dreamkit.recipe import Export, Guide, Recipe, Stage
     from dreamkit.run import Run
+
+# After a parallel loop, torch's OpenMP threads wait busily for the next one, by default so long that they keep Warp's
+# threads off the cores. This many turns are enough for a network's operators, which follow each other closely. It
+# counts only if torch is imported after this, and never against a setting of the user's own.
+os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 _HOMES = {
     "dreamkit.api": ("generate", "resume", "Result"),

@@ -7,10 +7,12 @@ indexed [x, y, z].
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dreamkit.cameras import Cameras
 from dreamkit.images import Images, RaySamples
@@ -71,15 +73,15 @@ def render_volume(
         light: shade by it, sample by sample; needs `normal`. None shows the colour itself.
         thinnest: [G, G, G] densities that the field surely reaches; what they hide (LEAST_LIGHT) is not asked for.
         near: distance from the camera where rays begin.
-        chunk: rays at a time, for pictures too big to be rendered at once; without gradients and `Images.samples`.
+        chunk: rays at a time, for pictures too big for the memory at once; then without `Images.samples`. With
+            gradients on, each chunk is rendered again when its gradient is wanted: the same results for the time of
+            one more forward pass and the memory of one chunk.
 
-    Differentiable in the field's outputs and the background. Raises ValueError for a light without normals, a
-    background of another shape, or chunks while gradients are on.
+    Differentiable in the field's outputs and the background. Raises ValueError for a light without normals or a
+    background of another shape.
     """
     if light is not None and normal is None:
         raise ValueError("a light needs the field's normals: pass normal=")
-    if chunk is not None and torch.is_grad_enabled():
-        raise ValueError("chunks save no memory while gradients are on: render under torch.no_grad()")
     shape = (len(cameras), cameras.height, cameras.width)
     if tuple(background.shape) not in ((shape[0], 3), (shape[0], 3, *shape[1:])):
         raise ValueError(
@@ -103,7 +105,9 @@ def render_volume(
 
     count = len(origins)
     size = max(count if chunk is None else chunk, 1)
-    pieces = [trace(slice(i, i + size)) for i in range(0, max(count, 1), size)]
+    again = torch.is_grad_enabled() and size < count
+    traced = partial(checkpoint, trace, use_reentrant=False, preserve_rng_state=False) if again else trace
+    pieces = [traced(slice(i, i + size)) for i in range(0, max(count, 1), size)]
     return _images(pieces, shape, background)
 
 

@@ -78,11 +78,14 @@ class HashGrid:
     """Background of pictures outside of training."""
     table_rate: Number = 1e-2
     network_rate: Number = 1e-3
+    rays_at_once: int | None = None
+    """In training; fewer than a step's rays save memory, not time (`render_volume`'s chunk). None is all of them."""
     backend: str = "auto"
 
     def __post_init__(self) -> None:
         lengths = {"step": self.step, "blob_radius": self.blob_radius, "normal_step": self.normal_step}
         counts = {"hidden": self.hidden, "cells": self.cells, "refresh": self.refresh}
+        counts |= {} if self.rays_at_once is None else {"rays_at_once": self.rays_at_once}
         for name, value in (lengths | counts).items():
             if not value > 0:
                 raise InputError(f"HashGrid needs {name} > 0; got {value}")
@@ -153,7 +156,7 @@ class HashGridScene:
             normal=self._normal if normals or light is not None else None,
             light=light,
             thinnest=self.thinnest,
-            chunk=None if torch.is_grad_enabled() else RAYS_AT_ONCE,
+            chunk=now.rays_at_once if torch.is_grad_enabled() else RAYS_AT_ONCE,
             backend=now.backend,
         )
 
