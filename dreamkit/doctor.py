@@ -24,7 +24,7 @@ from dreamkit.streams import Streams
 
 PACKAGES = ("torch", "warp-lang", "diffusers", "transformers", "trimesh", "xatlas", "imageio-ffmpeg")
 OPTIONAL = ("gsplat", "nerfacc", "viser", "ray")
-OPERATORS = ("hashgrid", "march", "composite", "query")
+OPERATORS = ("hashgrid", "march", "composite", "splat", "raster", "texture", "tets", "query")
 
 
 def findings() -> Iterator[tuple[str, str]]:
