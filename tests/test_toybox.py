@@ -54,6 +54,13 @@ def test_an_unknown_kind_or_colour_names_the_nearest():
         world.true_mesh("mug", "rd")
 
 
+def test_a_prompt_names_a_thing_or_does_not():
+    assert world.named("a red mug, left side view") == world.Thing("mug", "red")
+    assert world.named("An Orange lamp") == world.Thing("lamp", "orange")
+    for prompt in ("a mug", "something red", "a red mug on a blue table", "a red and blue mug", ""):
+        assert world.named(prompt) is None
+
+
 def test_every_caption_is_in_the_vocabulary():
     tokenizer, draw = train.make_tokenizer(), random.Random(0)
     unknown = tokenizer.unk_token_id

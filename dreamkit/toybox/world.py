@@ -251,6 +251,13 @@ class Thing:
     colour: str
 
 
+def named(prompt: str) -> Thing | None:
+    """The thing that a prompt names, if it names one kind and one colour of this world and no other."""
+    words = prompt.lower().replace(",", " ").split()
+    kinds, colours = ([word for word in words if word in known] for known in (KINDS, COLOURS))
+    return Thing(kinds[0], colours[0]) if len(kinds) == len(colours) == 1 else None
+
+
 FORMS = ("a {colour} {kind}", "{colour} {kind}", "the {colour} {kind}", "one {colour} {kind}", "a {kind} in {colour}")
 PARTIAL = ("a {kind}", "{kind}", "something {colour}")
 
