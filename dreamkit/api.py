@@ -19,7 +19,7 @@ from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError, RunError, nearest
 from dreamkit.export import Exported, Picture, export_picture
 from dreamkit.export import export as write_files
-from dreamkit.guidance import rules
+from dreamkit.guidance import noise, rules
 from dreamkit.guidance.estimate import Guided, ViewGuided
 from dreamkit.guidance.rule import Rule
 from dreamkit.images import png
@@ -158,8 +158,8 @@ def compose(
 ) -> Recipe:
     """The recipe of a system with parts replaced. Raises InputError with the nearest names for an unknown one.
 
-    Another rule keeps the system's levels, and where it trusts a classifier-free mix, the system's mix with its scales:
-    these belong to the prior and the length of the run, and rules are compared by what else they are.
+    Another rule keeps the system's range of levels and its guidance scales: these belong to the prior and the length of
+    the run, and rules are compared by what else they are.
     """
     recipe = load(system)
     rule = None if guidance is None else rules_by_name().get(guidance.lower())
@@ -172,9 +172,7 @@ def compose(
         prior = str(Path(prior).expanduser().resolve())  # so that a run can be resumed from anywhere
 
     def changed_guide(guide: Guide) -> Guide:
-        new = replace(rule, levels=rule.levels.within(guide.rule.levels)) if rule else guide.rule
-        if isinstance(new.trust, Guided) and isinstance(guide.rule.trust, Guided | ViewGuided):
-            new = replace(new, trust=guide.rule.trust)
+        new = _in_system(rule, guide.rule) if rule else guide.rule
         return replace(guide, rule=new, prior=Diffusers(prior) if prior else guide.prior)
 
     def changed(stage: Stage) -> Stage:
@@ -191,6 +189,26 @@ def compose(
     if steps is not None:
         recipe = _with_steps(recipe, steps)
     return override(recipe, settings)
+
+
+def _in_system(rule: Rule, system: Rule) -> Rule:
+    """A rule with a system's range of levels, and with its guidance scale wherever it mixes predictions by one.
+
+    A system's own scale for view words is taken over where the rule's one mix is against the null prompt.
+    """
+    rule = replace(rule, levels=rule.levels.within(system.levels))
+    mix = system.trust
+    if not isinstance(mix, Guided | ViewGuided):
+        return rule
+    mixing = (Guided, noise.Stepped, noise.Simulated)
+    found = {name: getattr(rule, name) for name in ("trust", "subtract", "noise")}
+    scaled: dict[str, Any] = {
+        name: replace(piece, scale=mix.scale) for name, piece in found.items() if isinstance(piece, mixing)
+    }
+    alone = isinstance(rule.trust, Guided) and rule.trust.against == "null" and not isinstance(rule.subtract, Guided)
+    if isinstance(mix, ViewGuided) and alone:
+        scaled["trust"] = mix
+    return replace(rule, **scaled)
 
 
 def rules_by_name() -> dict[str, Rule]:

@@ -28,6 +28,19 @@ def test_a_rule_without_a_mix_keeps_its_own_estimates():
     assert not isinstance(rule.subtract, Drawn)
 
 
+def test_a_rule_of_two_levels_keeps_its_second_one_in_the_systems_range():
+    own = load("toybox").stages[0].guides[0].rule
+    for name in ("asd", "ism", "cds", "diverse_sd", "vsd"):
+        rule = composed(guidance=name).stages[0].guides[0].rule
+        published = api.rules_by_name()[name]
+        assert type(rule.levels) is type(published.levels)
+        assert getattr(rule.levels, "base", rule.levels) == own.levels
+        assert type(rule.noise) is type(published.noise)
+        assert rule.trust.scale == own.trust.scale
+    pair = composed(guidance="cds").stages[0].guides[0].rule
+    assert pair.trust.scale == pair.subtract.scale == pair.noise.scale
+
+
 def test_the_representation_that_a_system_has_keeps_the_systems_settings():
     assert composed(representation="nerf") == load("toybox")
 
