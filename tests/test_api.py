@@ -3,10 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from dreamkit import api
+from dreamkit import api, loop
+from dreamkit.errors import InputError
+from dreamkit.guidance import check
 from dreamkit.guidance.estimate import Drawn
 from dreamkit.guidance.rules import CSD, SJC
+from dreamkit.priors import Diffusers
 from dreamkit.recipe import Recipe, load
 
 
@@ -58,3 +62,23 @@ def test_steps_are_shared_among_the_stages_and_add_up(stages, steps):
     shared = [part.steps for part in api._with_steps(recipe, steps).stages]
     assert sum(shared) == steps
     assert min(shared) >= 1
+
+
+EDITS = {"dds", "pds"}
+
+
+@pytest.fixture(scope="module")
+def toybox_prior():
+    return Diffusers("toybox").load("cpu")
+
+
+@pytest.mark.parametrize("name", sorted(api.rules_by_name()))
+def test_the_toybox_serves_every_rule_but_those_that_edit(name, toybox_prior):
+    recipe = composed(guidance=name, representation="image")
+    guide = recipe.stages[0].guides[0]
+    if name in EDITS:
+        with pytest.raises(InputError, match="source"):
+            check(guide.rule, toybox_prior)
+        return
+    check(guide.rule, toybox_prior)
+    loop.rehearse(recipe, {guide.prior: toybox_prior}, "a red mug", torch.device("cpu"))
