@@ -4,6 +4,7 @@ The libraries are not here: modules of the same name stand in for them and do in
 Whether the real ones do it is seen only where CUDA is.
 """
 
+import dataclasses
 import importlib
 import math
 import sys
@@ -13,14 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from dreamkit.cameras import Cameras, orbit
 from dreamkit.errors import InputError
 from dreamkit.kernels import choose
 from dreamkit.kernels.composite import composite, distortion
 from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
 from dreamkit.kernels.march import march
+from dreamkit.kernels.splat import splat
 
-OPERATORS = ["hashgrid", "march", "composite", "query"]
-ADAPTERS = [("hashgrid", "tinycudann"), ("march", "nerfacc"), ("composite", "nerfacc")]
+OPERATORS = ["hashgrid", "march", "composite", "query", "splat"]
+ADAPTERS = [("hashgrid", "tinycudann"), ("march", "nerfacc"), ("composite", "nerfacc"), ("splat", "gsplat")]
 absent = pytest.mark.skipif(torch.cuda.is_available(), reason="the libraries may be here")
 
 
@@ -227,3 +230,218 @@ def test_tinycudann_encodes_as_the_reference(stand_in):
     odd = HashGridShape(levels=1, features=3, log2_entries=7, coarsest=3, finest=3)
     with pytest.raises(InputError, match="1, 2, 4 or 8 features; got 3"):
         hashgrid(points, torch.zeros(odd.total, 3).double(), odd, backend="tinycudann")
+
+
+def fully_fused_projection(
+    means,
+    covars,
+    quats,
+    scales,
+    viewmats,
+    Ks,
+    width,
+    height,
+    eps2d,
+    near_plane,
+    far_plane,
+    calc_compensations,
+    opacities,
+):
+    """gsplat.fully_fused_projection of pinhole cameras: NaN stands for what it leaves uninitialised."""
+    assert covars is None
+    assert viewmats[:, 3].tolist() == [[0, 0, 0, 1]] * len(viewmats)
+    turn = viewmats[:, None, :3, :3]
+    x, y, z = ((turn @ means[:, :, None]).squeeze(-1) + viewmats[:, None, :3, 3]).unbind(-1)
+    fx, fy, cx, cy = (Ks[:, i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    w, i, j, k = (quats * quats.square().sum(-1, keepdim=True).rsqrt()).unbind(-1)
+    spin = [1 - 2 * (j * j + k * k), 2 * (i * j - w * k), 2 * (i * k + w * j)]
+    spin += [2 * (i * j + w * k), 1 - 2 * (i * i + k * k), 2 * (j * k - w * i)]
+    spin += [2 * (i * k - w * j), 2 * (j * k + w * i), 1 - 2 * (i * i + j * j)]
+    axes = turn @ (torch.stack(spin, -1).reshape(-1, 3, 3) * scales[:, None])
+    u = (x / z).clamp(-(cx / fx + 0.15 * width / fx), (width - cx) / fx + 0.15 * width / fx)
+    v = (y / z).clamp(-(cy / fy + 0.15 * height / fy), (height - cy) / fy + 0.15 * height / fy)
+    rows = [fx / z, 0 * z, -fx * u / z, 0 * z, fy / z, -fy * v / z]
+    root = torch.stack(rows, -1).reshape(*z.shape, 2, 3) @ axes
+    before = root @ root.mT
+    covariance = before + eps2d * torch.eye(2).to(before)
+    compensations = (before.det() / covariance.det()).clamp(min=0).sqrt()
+    conics = covariance.inverse()[..., [0, 0, 1], [0, 1, 1]]
+    centre = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
+    with torch.no_grad():
+        strength = opacities * (compensations if calc_compensations else 1)
+        reach = (2 * (strength * 255).clamp(min=1).log()).sqrt().clamp(max=3.33)
+        radii = (reach[..., None] * covariance.diagonal(dim1=-2, dim2=-1).sqrt()).ceil().nan_to_num(0)
+        size = torch.tensor([width, height])
+        seen = ((centre + radii > 0) & (centre - radii < size)).all(-1) & (strength >= 1 / 255)
+        seen &= (z >= near_plane) & (z <= far_plane)
+    masked = [torch.where(seen.reshape(seen.shape + (1,) * (t.ndim - 2)), t, math.nan) for t in (centre, z, conics)]
+    factor = torch.where(seen, compensations, math.nan) if calc_compensations else None
+    return (radii * seen[..., None]).int(), *masked, factor
+
+
+def isect_tiles(means2d, radii, depths, tile_size, tile_width, tile_height):
+    """gsplat.isect_tiles: image, tile and the bits of the depth in one key, sorted; and the Gaussian of each."""
+    assert radii.dtype == torch.int32
+    bits, found = (tile_width * tile_height).bit_length(), []
+    keys = depths.detach().float().view(torch.int32).long()
+    for image, n in (radii > 0).all(-1).nonzero().tolist():
+        low = ((means2d[image, n] - radii[image, n]) / tile_size).floor().long().clamp(min=0).tolist()
+        high = ((means2d[image, n] + radii[image, n]) / tile_size).ceil().long().tolist()
+        for row in range(low[1], min(high[1], tile_height)):
+            for column in range(low[0], min(high[0], tile_width)):
+                tile = (image << bits) + row * tile_width + column
+                found.append(((tile << 32) + int(keys[image, n]), image * radii.shape[1] + n))
+    ids, order = torch.tensor(sorted(found, key=lambda pair: pair[0]), dtype=torch.int64).reshape(-1, 2).unbind(1)
+    return None, ids, order.int()
+
+
+def isect_offset_encode(isect_ids, n_images, tile_width, tile_height):
+    """gsplat.isect_offset_encode: the first of each tile."""
+    tiles = tile_width * tile_height
+    first = [(image << tiles.bit_length()) + tile for image in range(n_images) for tile in range(tiles)]
+    found = torch.searchsorted(isect_ids >> 32, torch.tensor(first))
+    return found.int().reshape(n_images, tile_height, tile_width)
+
+
+class PerPixel(torch.autograd.Function):
+    """The centres once for each pixel; the backward pass leaves the sum of absolute gradients in their `absgrad`."""
+
+    @staticmethod
+    def forward(ctx, means2d, pixels):
+        ctx.save_for_backward(means2d)
+        return means2d.expand(pixels, *means2d.shape).clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (means2d,) = ctx.saved_tensors
+        means2d.absgrad = gradient.abs().sum(0)
+        return gradient.sum(0), None
+
+
+def rasterize_to_pixels(
+    means2d, conics, colors, opacities, image_width, image_height, tile_size, isect_offsets, flatten_ids, absgrad
+):
+    """gsplat.rasterize_to_pixels, pixel by pixel."""
+    assert colors.shape[-1] <= 33
+    count, across = means2d.shape[1], isect_offsets.shape[2]
+    ends = [*isect_offsets.flatten().tolist(), len(flatten_ids)]
+    places = PerPixel.apply(means2d, image_height * image_width) if absgrad else None
+    pictures, alphas = [], []
+    for image in range(len(means2d)):
+        for pixel in range(image_height * image_width):
+            row, column = divmod(pixel, image_width)
+            tile = (image * isect_offsets.shape[1] + row // tile_size) * across + column // tile_size
+            light, total = torch.ones(()).to(conics), torch.zeros(colors.shape[-1]).to(conics)
+            for flat in flatten_ids[ends[tile] : ends[tile + 1]].tolist():
+                n = flat - image * count
+                x, y = (places[pixel] if absgrad else means2d)[image, n] - torch.tensor([column + 0.5, row + 0.5])
+                a, b, c = conics[image, n]
+                alpha = (opacities[image, n] * torch.exp(-(a * x * x + c * y * y) / 2 - b * x * y)).clamp(max=0.999)
+                if alpha < 1 / 255:
+                    continue
+                if light * (1 - alpha) <= 1e-4:
+                    break
+                total, light = total + light * alpha * colors[image, n], light * (1 - alpha)
+            pictures.append(total), alphas.append(1 - light)
+    shape = (len(means2d), image_height, image_width, -1)
+    return torch.stack(pictures).reshape(shape), torch.stack(alphas).reshape(shape)
+
+
+def spherical_harmonics(degrees_to_use, dirs, coeffs, masks):
+    """gsplat.spherical_harmonics up to degree 1: NaN stands for what it leaves uninitialised."""
+    assert degrees_to_use == 1
+    x, y, z = torch.nn.functional.normalize(dirs, dim=-1).unbind(-1)
+    bases = torch.stack([torch.full_like(x, 0.28209479177387814), *(0.4886025119029199 * t for t in (-y, z, -x))], -1)
+    return torch.where(masks[..., None], (bases[..., None] * coeffs).sum(-2), math.nan)
+
+
+def put_gsplat(stand_in, monkeypatch, version: str = "1.5.3", compiled: object = "code") -> ModuleType:
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", SimpleNamespace(_C=compiled))
+    functions = [fully_fused_projection, isect_tiles, isect_offset_encode, rasterize_to_pixels, spherical_harmonics]
+    return stand_in("splat", "gsplat", __version__=version, **{f.__name__: f for f in functions})
+
+
+def views(size: tuple[int, int]) -> Cameras:
+    cameras = orbit([10.0, 130.0], [20.0, -35.0], fov_degrees=50.0, size=size)
+    changed = {name: getattr(cameras, name).double() for name in ("camera_to_world", "fov_degrees")}
+    return dataclasses.replace(cameras, **changed)
+
+
+def gaussians(features: tuple[int, ...]) -> list[Tensor]:
+    """Nine: some behind others, the last three behind a camera, outside, and too faint."""
+    draw = torch.Generator().manual_seed(0)
+    means, quaternions, scales, values = (
+        torch.randn(9, *s, generator=draw).double() for s in ((3,), (4,), (3,), features)
+    )
+    means, opacities = means * 0.4, torch.rand(9, generator=draw).double() * 0.7 + 0.3
+    means[6], means[7], opacities[8], quaternions[2] = torch.tensor([5.0, 1.0, 2.0]), 1.6, 0.003, 0
+    opacities[3], means[4, 2] = 1, means[4, 2] + 0.9  # denser than the limit of alpha; at the border
+    return [means, quaternions, torch.exp(scales * 0.5 - 1.8), opacities, values * 0.4]
+
+
+@pytest.mark.parametrize(
+    ("features", "settings"),
+    [
+        ((3,), {"absolute": True}),
+        ((2,), {"antialiased": True, "near": 2.9}),
+        ((4, 3), {"sh_degree": 1, "absolute": True}),
+        ((40,), {}),
+    ],
+)
+def test_gsplat_draws_as_the_reference(stand_in, monkeypatch, features, settings):
+    put_gsplat(stand_in, monkeypatch)
+    cameras, weigh = views((18, 21)), torch.Generator().manual_seed(1)
+    background = torch.rand(2, features[-1], generator=weigh).double()
+    weights = torch.randn(2, features[-1] + 2, 18, 21, generator=weigh).double()
+    results = []
+    for backend in ("gsplat", "reference"):
+        leaves = [x.clone().requires_grad_() for x in [*gaussians(features), cameras.camera_to_world, background]]
+        moved = dataclasses.replace(cameras, camera_to_world=leaves[5])
+        seen = splat(*leaves[:5], moved, background=leaves[6], backend=backend, **settings)
+        seen.screen.retain_grad()
+        pictures = torch.cat([seen.features, seen.alpha[:, None], seen.depth[:, None]], 1)
+        (pictures * weights).sum().backward()
+        spread = [seen.spread.grad] if settings.get("absolute") else []
+        results.append([pictures, seen.radii, seen.screen, seen.screen.grad, *spread, *(x.grad for x in leaves)])
+    radii = results[1][1]
+    assert (radii > 0).sum() > 8
+    assert (radii == 0).sum() > 2
+    for got, want in zip(*results, strict=True):  # 1e-9: float64, some sums and determinants in another order
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9 * float(want.detach().abs().max()))
+
+
+def test_gsplat_draws_nothing_of_nothing(stand_in, monkeypatch):
+    put_gsplat(stand_in, monkeypatch)
+    some = gaussians((3,))
+    none = splat(*(x[:0] for x in some), views((4, 5)), backend="gsplat")  # gsplat would divide by their number
+    assert none.features.shape == (2, 3, 4, 5)
+    some[0][:] = torch.tensor([0.0, 0.0, -50.0])  # below what one camera sees, and behind the other
+    unseen = splat(*some, views((4, 5)), backend="gsplat")
+    assert not unseen.alpha.any()
+    assert not unseen.screen.any()
+
+
+def test_gsplat_refuses_what_it_cannot_do(stand_in, monkeypatch):
+    adapter = put_gsplat(stand_in, monkeypatch)
+    given = [*gaussians((33,)), views((4, 5))]
+    with pytest.raises(InputError, match="absolute gradients of at most 32 channels; got 33"):
+        splat(*given, absolute=True, backend="gsplat")
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(InputError, match="no deterministic gradients"):
+            splat(*given, backend="gsplat")
+        with torch.no_grad():
+            splat(*given, backend="gsplat")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(adapter, "need_cuda_float32", choose.need_cuda_float32)
+    with pytest.raises(InputError, match=r"'gsplat' works on float32 tensors on CUDA; got torch\.float64 on cpu"):
+        splat(*given, backend="gsplat")
+
+
+def test_gsplat_without_a_compiler_or_too_old_says_so(stand_in, monkeypatch):
+    put_gsplat(stand_in, monkeypatch, compiled=None)
+    with pytest.raises(InputError, match="no CUDA toolkit"):
+        splat(*gaussians((3,)), views((4, 5)), backend="gsplat")
+    with pytest.raises(ImportError, match=r"gsplat is 1\.4\.0, and 1\.5 or later is needed"):
+        put_gsplat(stand_in, monkeypatch, version="1.4.0")

@@ -223,6 +223,34 @@ def test_the_backends_agree_on_many_tiles_and_layers(device, sh_degree):
     same(got, want, 3e-4, skip=("depth", "d/d camera_to_world"))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_splat_moved_across_a_tile_border_only_moves(device, backend):
+    """Seen from far with a long lens, moving by one pixel moves the picture by one; columns 16 and 32 end tiles."""
+    size, distance, lens = 48, 400_000.0, 0.0003
+    camera = cast(orbit([0.0], 0.0, distance=distance, fov_degrees=lens, size=size), torch.float64, device)
+    pixel = 2 * distance * math.tan(math.radians(float(camera.fov_degrees)) / 2) / size
+    pictures, gradients = [], []
+    for column in range(12, 36):
+        # The camera on +x sees +y to its right.
+        place = [0.0, (column - size / 2) * pixel, 0.3 * pixel]
+        means = torch.tensor([place], dtype=torch.float64, device=device, requires_grad=True)
+        rest = [
+            torch.tensor([x], dtype=torch.float64, device=device)
+            for x in ([0.9, 0.1, 0.3, 0.2], [3, 1.5, 1], 0.8, [1.0])
+        ]
+        rest[1] = rest[1] * pixel
+        seen = splat(means, *rest, camera, backend=backend)
+        picture = seen.features[0, 0].roll(-column, 1)
+        (picture[20:28] * torch.arange(size, device=device)).sum().backward()
+        pictures.append(picture.detach())
+        gradients.append(means.grad)
+    for picture, gradient in zip(pictures, gradients, strict=True):
+        # So far away the slant towards the side changes the footprint by some millionths.
+        torch.testing.assert_close(picture, pictures[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-5, atol=1e-5 * float(gradients[0].abs().max()))
+    assert pictures[0].max() > 0.5
+
+
 @pytest.mark.parametrize("width", [1, 17])
 def test_any_number_of_features(device, width):
     case = scene(40, (20, 18), width)
