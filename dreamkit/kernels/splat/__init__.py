@@ -91,7 +91,7 @@ def splat(
                      than a pixel becomes fainter instead of larger (Mip-Splatting, arXiv:2311.16493, eq. 9).
         absolute:    also sum the absolute screen gradients (`Splats.spread`).
         near:        Gaussians whose mean is not farther than this along the axis of the camera are not seen.
-        backend:     "auto", "warp" or "reference".
+        backend:     "auto", "warp", "reference", or "gsplat" (CUDA, float32).
 
     Differentiable once in means, quaternions, scales, opacities, features, background and cameras.camera_to_world,
     through features, alpha and depth. The order, and which Gaussians count, are taken as constant.
