@@ -20,7 +20,7 @@ from dreamkit.errors import InputError, RunError, nearest
 from dreamkit.export import Exported, Picture, export_picture
 from dreamkit.export import export as write_files
 from dreamkit.guidance import noise, rules
-from dreamkit.guidance.estimate import Guided, ViewGuided
+from dreamkit.guidance.estimate import Guided
 from dreamkit.guidance.rule import Rule
 from dreamkit.images import png
 from dreamkit.meshes import Mesh
@@ -192,22 +192,16 @@ def compose(
 
 
 def _in_system(rule: Rule, system: Rule) -> Rule:
-    """A rule with a system's range of levels, and with its guidance scale wherever it mixes predictions by one.
-
-    A system's own scale for view words is taken over where the rule's one mix is against the null prompt.
-    """
+    """A rule with a system's range of levels, and with its guidance scale wherever it mixes predictions by one."""
     rule = replace(rule, levels=rule.levels.within(system.levels))
-    mix = system.trust
-    if not isinstance(mix, Guided | ViewGuided):
+    if not isinstance(system.trust, Guided):
         return rule
+    scale = system.trust.scale
     mixing = (Guided, noise.Stepped, noise.Simulated)
     found = {name: getattr(rule, name) for name in ("trust", "subtract", "noise")}
     scaled: dict[str, Any] = {
-        name: replace(piece, scale=mix.scale) for name, piece in found.items() if isinstance(piece, mixing)
+        name: replace(piece, scale=scale) for name, piece in found.items() if isinstance(piece, mixing)
     }
-    alone = isinstance(rule.trust, Guided) and rule.trust.against == "null" and not isinstance(rule.subtract, Guided)
-    if isinstance(mix, ViewGuided) and alone:
-        scaled["trust"] = mix
     return replace(rule, **scaled)
 
 

@@ -345,11 +345,10 @@ def test_training_without_streams_and_bad_numbers_are_refused():
 
 
 def test_nothing_is_outside_the_radius_and_the_fog_stands_where_it_should():
-    spec = HashGrid(radius=0.6, blob_centre=(0.3, 0.0, 0.0))
+    spec = HashGrid(radius=0.4)
     scene = spec.build("cpu", Streams(0, -1))
-    points = torch.tensor([[0.3, 0.0, 0.0], [-0.3, 0.0, 0.0], [0.59, 0.0, 0.0], [0.61, 0.0, 0.0]])
-    centre, opposite, inside, outside = scene.density(points).tolist()
+    points = torch.tensor([[0.0, 0.0, 0.0], [0.39, 0.0, 0.0], [0.0, 0.41, 0.0]])
+    centre, inside, outside = scene.density(points).tolist()
     assert centre > 9  # softplus(10), and the fresh network adds less than a thousandth
-    assert opposite < 0.2  # softplus(10 (1 - 0.6 / 0.5)) = 0.127
-    assert inside > 4
+    assert inside == pytest.approx(2.3, abs=0.1)  # softplus(10 (1 - 0.39 / 0.5))
     assert outside < 1e-20

@@ -54,27 +54,6 @@ def rescaled(mixed: Tensor, cond: Tensor, z: Tensor, level: Level, share: float)
 
 
 @dataclass(frozen=True)
-class ViewGuided(Estimate):
-    """Classifier-free guidance whose view words ("side view") have a scale of their own.
-
-    eps_null + scale (eps_bare - eps_null) + view_scale (eps_prompt - eps_bare), where bare is the prompt without its
-    view words: a conjunction of two conditions (Composable Diffusion, arXiv:2206.01714, eq. 11). With the two scales
-    equal it is `Guided`. A larger view_scale says from which side the object is seen louder than what it is, against
-    the box-like average of all sides in which a weak prior would rest.
-    """
-
-    scale: Number
-    view_scale: Number
-
-    def asks(self) -> tuple[Ask, ...]:
-        return (Ask("prompt"), Ask("bare"), Ask("null"))
-
-    def __call__(self, probe: Probe) -> Tensor:
-        prompt, bare, null = (probe.eps(ask.condition) for ask in self.asks())
-        return cfg(bare, null, fixed(self.scale)) + fixed(self.view_scale) * (prompt - bare)
-
-
-@dataclass(frozen=True)
 class PerpNeg(Estimate):
     """Guidance away from a negative prompt where it does not oppose the prompt, `diffusion.perp_neg`; weight <= 0."""
 

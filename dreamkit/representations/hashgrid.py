@@ -61,8 +61,6 @@ class HashGrid:
     """The scene is empty outside this ball, so that nothing grows where not every camera sees it; 1.8 is no limit."""
     blob_strength: float = 10.0
     blob_radius: float = 0.5
-    blob_centre: Colour = (0.0, 0.0, 0.0)
-    """Off the middle, it favours neither of two mirror images by chance: view words do not tell left from right."""
     cells: int = 32
     """Cells of the occupancy grid, along each axis."""
     empty: float = 0.05
@@ -232,9 +230,9 @@ class HashGridScene:
         return F.relu(F.linear(features, self.hidden))
 
     def _blob(self, points: Tensor) -> Tensor:
-        centre = torch.tensor(self.spec.blob_centre, dtype=points.dtype, device=points.device)
-        blob = self.spec.blob_strength * (1 - (points - centre).norm(dim=-1) / self.spec.blob_radius)
-        return torch.where(points.norm(dim=-1) < self.spec.radius, blob, NOTHING)
+        radius = points.norm(dim=-1)
+        blob = self.spec.blob_strength * (1 - radius / self.spec.blob_radius)
+        return torch.where(radius < self.spec.radius, blob, NOTHING)
 
     def _normal(self, points: Tensor) -> Tensor:
         """Unit outward normals [N, 3] by finite differences, which need no second derivative of the hash grid.

@@ -7,7 +7,7 @@ import warp as wp
 
 from dreamkit.kernels.launch import OPTIONS
 from dreamkit.kernels.raster import WALK
-from dreamkit.kernels.raster.warp_tiles import adding, centre_x, centre_y, flattening, slot_of, tile_of, vec3
+from dreamkit.kernels.raster.warp_tiles import Frame, adding, centre_x, centre_y, flattening, ints, ints3, tile_of, vec3
 
 nowhere = wp.constant(wp.float64(1.0e300))
 
@@ -27,23 +27,15 @@ def leaving(n: vec3, near: vec3, far: vec3, barred: wp.bool) -> wp.float64:
 def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
     """Where silhouettes cross between pixels, and the adjoint of that."""
     vec4, vec2, row_type = (wp.types.vector(n, real) for n in (4, 2, channels))
+    reals4, reals2, rows, reals, ints2 = (wp.array(dtype=of) for of in (vec4, vec2, row_type, real, wp.vec2i))
     zero, one, half = wp.float64(0.0), wp.float64(1.0), wp.float64(0.5)
-    add, flat, (mixed, to_mixed) = adding(4, real), flattening(real), mixing(real, channels)
+    (add, slot_of), (flat, corners), (mixed, to_mixed) = adding(4, real), flattening(real), mixing(real, channels)
 
     @wp.func
     def walk(
-        near_face: wp.int32,
-        far_face: wp.int32,
-        near: vec3,
-        far: vec3,
-        upright: wp.bool,
-        height: wp.int32,
-        width: wp.int32,
-        base: wp.int32,
-        faces: wp.array(dtype=wp.vec3i),
-        neighbours: wp.array(dtype=wp.vec3i),
-        clip: wp.array(dtype=vec4),
-    ):
+        near_face: wp.int32, far_face: wp.int32, near: vec3, far: vec3, upright: wp.bool, frame: Frame, base: wp.int32,
+        faces: ints3, neighbours: ints3, clip: reals4,
+    ):  # fmt: skip
         """From near on its face over the surface towards far on its face: the silhouette edge (3 face + number, or -1)
         where it ends, and at which share of the way."""
         f = wp.int32(near_face)
@@ -53,9 +45,7 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
         for _ in range(WALK):
             ids = faces[f]
             across = neighbours[f]
-            v0 = flat(clip[base + ids[0]])
-            v1 = flat(clip[base + ids[1]])
-            v2 = flat(clip[base + ids[2]])
+            v0, v1, v2, _z = corners(clip, base, ids)
             n0 = wp.cross(v1, v2)
             n1 = wp.cross(v2, v0)
             n2 = wp.cross(v0, v1)
@@ -78,7 +68,7 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
             other = others[0] + others[1] + others[2] - ids[(k + 1) % 3] - ids[(k + 2) % 3]
             # Clamped: neighbours of another mesh give nonsense, but read nothing that is not there.
             if wp.dot(n, flat(clip[wp.clamp(base + other, 0, clip.shape[0] - 1)])) * side >= zero:
-                steep = wp.abs(n[0]) * wp.float64(height) >= wp.abs(n[1]) * wp.float64(width)
+                steep = wp.abs(n[0]) * wp.float64(frame.height) >= wp.abs(n[1]) * wp.float64(frame.width)
                 if steep == upright:
                     edge = 3 * f + k
                     share = t
@@ -91,20 +81,9 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
 
     @wp.func
     def pair(
-        p: wp.int32,
-        q: wp.int32,
-        at_p: vec3,
-        at_q: vec3,
-        upright: wp.bool,
-        height: wp.int32,
-        width: wp.int32,
-        base: wp.int32,
-        faces: wp.array(dtype=wp.vec3i),
-        neighbours: wp.array(dtype=wp.vec3i),
-        clip: wp.array(dtype=vec4),
-        face: wp.array(dtype=wp.int32),
-        depth: wp.array(dtype=real),
-    ):
+        p: wp.int32, q: wp.int32, at_p: vec3, at_q: vec3, upright: wp.bool, frame: Frame, base: wp.int32,
+        faces: ints3, neighbours: ints3, clip: reals4, face: ints, depth: reals,
+    ):  # fmt: skip
         """The silhouette between two pixels: 2 edge, and 1 more if q is the nearer, or -1; and p's share of q."""
         fp = face[p]
         fq = face[q]
@@ -118,7 +97,7 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
             other = wp.where(p_near, fq, fp)
             near = wp.where(p_near, at_p, at_q)
             far = wp.where(p_near, at_q, at_p)
-            edge, t = walk(f, other, near, far, upright, height, width, base, faces, neighbours, clip)
+            edge, t = walk(f, other, near, far, upright, frame, base, faces, neighbours, clip)
             if edge >= 0:
                 code = 2 * edge + wp.where(p_near, 0, 1)
                 share = wp.where(p_near, half - t, t - half)
@@ -126,41 +105,28 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def cross(
-        start: wp.int32,
-        height: wp.int32,
-        width: wp.int32,
-        strips: wp.int32,
-        blocks: wp.int32,
-        vertices: wp.int32,
-        faces: wp.array(dtype=wp.vec3i),
-        neighbours: wp.array(dtype=wp.vec3i),
-        clip: wp.array(dtype=vec4),
-        face: wp.array(dtype=wp.int32),
-        depth: wp.array(dtype=real),
-        edges: wp.array(dtype=wp.vec2i),
-        shares: wp.array(dtype=vec2),
-    ):
-        tile = tile_of(start + wp.tid(), height, width, strips, blocks)
+        start: wp.int32, frame: Frame, faces: ints3, neighbours: ints3, clip: reals4, face: ints, depth: reals,
+        edges: ints2, shares: reals2,
+    ):  # fmt: skip
+        tile = tile_of(start + wp.tid(), frame)
         view = tile[0]
+        base = view * frame.vertices
         for row in range(tile[1], tile[2]):
-            y = centre_y(row, height)
+            y = centre_y(row, frame.height)
             for column in range(tile[3], tile[4]):
-                p = (view * height + row) * width + column
-                at = vec3(centre_x(column, width), y, one)
+                p = (view * frame.height + row) * frame.width + column
+                at = vec3(centre_x(column, frame.width), y, one)
                 right = wp.int32(-1)
                 down = wp.int32(-1)
                 of_right = real(0.0)
                 of_down = real(0.0)
-                if column + 1 < width:
-                    q = vec3(centre_x(column + 1, width), y, one)
-                    right, of_right = pair(
-                        p, p + 1, at, q, True, height, width, view * vertices, faces, neighbours, clip, face, depth
-                    )
-                if row + 1 < height:
-                    q = vec3(at[0], centre_y(row + 1, height), one)
-                    down, of_down = pair(
-                        p, p + width, at, q, False, height, width, view * vertices, faces, neighbours, clip, face, depth
-                    )
+                if column + 1 < frame.width:
+                    q = vec3(centre_x(column + 1, frame.width), y, one)
+                    right, of_right = pair(p, p + 1, at, q, True, frame, base, faces, neighbours, clip, face, depth)
+                if row + 1 < frame.height:
+                    q = vec3(at[0], centre_y(row + 1, frame.height), one)
+                    below = p + frame.width
+                    down, of_down = pair(p, below, at, q, False, frame, base, faces, neighbours, clip, face, depth)
                 edges[p] = wp.vec2i(right, down)
                 shares[p] = vec2(of_right, of_down)
 
@@ -173,49 +139,33 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def adjoint(
-        start: wp.int32,
-        height: wp.int32,
-        width: wp.int32,
-        strips: wp.int32,
-        blocks: wp.int32,
-        vertices: wp.int32,
-        faces: wp.array(dtype=wp.vec3i),
-        clip: wp.array(dtype=vec4),
-        edges: wp.array(dtype=wp.vec2i),
-        shares: wp.array(dtype=vec2),
-        to_result: wp.array(dtype=row_type),
-        picture: wp.array(dtype=row_type),
-        parts: wp.int32,
-        where: wp.array(dtype=wp.int32),
-        sums: wp.array(dtype=vec4),
-    ):
-        tile = tile_of(start + wp.tid(), height, width, strips, blocks)
-        slot = slot_of(start + wp.tid(), tile[0], parts)
-        if blocks == 1 and strips == parts:  # these sums are this tile's alone
-            for i in range(slot * vertices, wp.min((slot + 1) * vertices, sums.shape[0])):
-                sums[i] = vec4()
+        start: wp.int32, frame: Frame, faces: ints3, clip: reals4, edges: ints2, shares: reals2, to_result: rows,
+        picture: rows, where: ints, sums: reals4,
+    ):  # fmt: skip
+        tile = tile_of(start + wp.tid(), frame)
+        slot = slot_of(start + wp.tid(), frame, sums)
         for row in range(tile[1], tile[2]):
             for column in range(tile[3], tile[4]):
-                p = (tile[0] * height + row) * width + column
-                codes = edges[p]
+                p = (tile[0] * frame.height + row) * frame.width + column
+                found = edges[p]
                 for axis in range(2):
-                    code = codes[axis]
+                    code = found[axis]
                     if code >= 0:
                         of_share = real(0.0)
-                        near = vec3(centre_x(column, width), centre_y(row, height), one)
+                        near = vec3(centre_x(column, frame.width), centre_y(row, frame.height), one)
                         far = near
                         if axis == 0:
                             q = p + 1
-                            far[0] = centre_x(column + 1, width)
+                            far[0] = centre_x(column + 1, frame.width)
                             target = wp.where(shares[p][0] >= real(0.0), p, q)
-                            g = to_mixed(to_result, shares, target, row, height, width)
+                            g = to_mixed(to_result, shares, target, row, frame)
                             of_share = wp.dot(g, picture[q] - picture[p])
                         else:
-                            q = p + width
-                            far[1] = centre_y(row + 1, height)
+                            q = p + frame.width
+                            far[1] = centre_y(row + 1, frame.height)
                             target = wp.where(shares[p][1] >= real(0.0), p, q)
                             g = to_result[target]
-                            step = mixed(picture, shares, q, column, width) - mixed(picture, shares, p, column, width)
+                            step = mixed(picture, shares, q, column) - mixed(picture, shares, p, column)
                             of_share = wp.dot(g, step)
                         of_t = -wp.float64(of_share)  # p's share of q is 1/2 - t if p is the nearer, t - 1/2 if q is
                         if code % 2 == 1:
@@ -227,15 +177,15 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
                         k = (code // 2) % 3
                         i = ids[(k + 1) % 3]
                         j = ids[(k + 2) % 3]
-                        a = flat(clip[tile[0] * vertices + i])
-                        b = flat(clip[tile[0] * vertices + j])
+                        a = flat(clip[tile[0] * frame.vertices + i])
+                        b = flat(clip[tile[0] * frame.vertices + j])
                         g3 = of_t * to_edge(near, far, wp.cross(a, b))
                         to_a = wp.cross(b, g3)
                         to_b = wp.cross(g3, a)
                         s_a = vec4(real(to_a[0]), real(to_a[1]), real(0.0), real(to_a[2]))
                         s_b = vec4(real(to_b[0]), real(to_b[1]), real(0.0), real(to_b[2]))
-                        add(sums, where, parts, slot, 4 * p + 2 * axis, tile[0], vertices, i, s_a)
-                        add(sums, where, parts, slot, 4 * p + 2 * axis + 1, tile[0], vertices, j, s_b)
+                        add(sums, where, frame, slot, 4 * p + 2 * axis, tile[0], i, s_a)
+                        add(sums, where, frame, slot, 4 * p + 2 * axis + 1, tile[0], j, s_b)
 
     return cross, adjoint
 
@@ -244,13 +194,11 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
 @no_type_check
 def mixing(real: Any, channels: int) -> tuple[wp.Function, wp.Function]:
     """A pixel mixed along its row; and what reaches it from the mixing along its column."""
-    vec2, row_type = wp.types.vector(2, real), wp.types.vector(channels, real)
+    reals2, rows = (wp.array(dtype=wp.types.vector(n, real)) for n in (2, channels))
     zero = real(0.0)
 
     @wp.func
-    def mixed(
-        picture: wp.array(dtype=row_type), shares: wp.array(dtype=vec2), p: wp.int32, column: wp.int32, width: wp.int32
-    ) -> row_type:
+    def mixed(picture: rows, shares: reals2, p: wp.int32, column: wp.int32):
         value = picture[p]
         result = value
         share = shares[p][0]
@@ -263,21 +211,18 @@ def mixing(real: Any, channels: int) -> tuple[wp.Function, wp.Function]:
         return result
 
     @wp.func
-    def to_mixed(
-        gradient: wp.array(dtype=row_type), shares: wp.array(dtype=vec2), p: wp.int32, row: wp.int32, height: wp.int32,
-        width: wp.int32,
-    ) -> row_type:  # fmt: skip
+    def to_mixed(gradient: rows, shares: reals2, p: wp.int32, row: wp.int32, frame: Frame):
         value = gradient[p]
         result = value
         share = shares[p][1]
         if share > zero:
             result -= share * value
         if share < zero:
-            result -= share * gradient[p + width]
+            result -= share * gradient[p + frame.width]
         if row > 0:
-            share = shares[p - width][1]
+            share = shares[p - frame.width][1]
             if share > zero:
-                result += share * gradient[p - width]
+                result += share * gradient[p - frame.width]
             if share < zero:
                 result += share * value
         return result
@@ -289,64 +234,50 @@ def mixing(real: Any, channels: int) -> tuple[wp.Function, wp.Function]:
 @no_type_check
 def blending(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
     """Mixing pixels by their shares, along rows and then along columns, and its adjoint."""
-    vec2, row_type = wp.types.vector(2, real), wp.types.vector(channels, real)
+    reals2, rows = (wp.array(dtype=wp.types.vector(n, real)) for n in (2, channels))
     zero = real(0.0)
     mixed, to_mixed = mixing(real, channels)
 
-    @wp.kernel(**OPTIONS)
-    def forward(
-        start: wp.int32,
-        height: wp.int32,
-        width: wp.int32,
-        strips: wp.int32,
-        blocks: wp.int32,
-        shares: wp.array(dtype=vec2),
-        picture: wp.array(dtype=row_type),
-        result: wp.array(dtype=row_type),
-    ):
-        tile = tile_of(start + wp.tid(), height, width, strips, blocks)
-        for row in range(tile[1], tile[2]):
-            for column in range(tile[3], tile[4]):
-                p = (tile[0] * height + row) * width + column
-                value = mixed(picture, shares, p, column, width)
-                total = value
-                share = shares[p][1]
-                if share > zero:
-                    total += share * (mixed(picture, shares, p + width, column, width) - value)
-                if row > 0:
-                    share = shares[p - width][1]
-                    if share < zero:
-                        total += share * (value - mixed(picture, shares, p - width, column, width))
-                result[p] = total
+    @wp.func
+    def blended(picture: rows, shares: reals2, p: wp.int32, row: wp.int32, column: wp.int32, frame: Frame):
+        value = mixed(picture, shares, p, column)
+        total = value
+        share = shares[p][1]
+        if share > zero:
+            total += share * (mixed(picture, shares, p + frame.width, column) - value)
+        if row > 0:
+            share = shares[p - frame.width][1]
+            if share < zero:
+                total += share * (value - mixed(picture, shares, p - frame.width, column))
+        return total
 
-    @wp.kernel(**OPTIONS)
-    def adjoint(
-        start: wp.int32,
-        height: wp.int32,
-        width: wp.int32,
-        strips: wp.int32,
-        blocks: wp.int32,
-        shares: wp.array(dtype=vec2),
-        to_result: wp.array(dtype=row_type),
-        to_picture: wp.array(dtype=row_type),
-    ):
-        tile = tile_of(start + wp.tid(), height, width, strips, blocks)
-        for row in range(tile[1], tile[2]):
-            for column in range(tile[3], tile[4]):
-                p = (tile[0] * height + row) * width + column
-                value = to_mixed(to_result, shares, p, row, height, width)
-                total = value
-                share = shares[p][0]
-                if share > zero:
-                    total -= share * value
-                if share < zero:
-                    total -= share * to_mixed(to_result, shares, p + 1, row, height, width)
-                if column > 0:
-                    share = shares[p - 1][0]
-                    if share > zero:
-                        total += share * to_mixed(to_result, shares, p - 1, row, height, width)
-                    if share < zero:
-                        total += share * value
-                to_picture[p] = total
+    @wp.func
+    def to_blended(gradient: rows, shares: reals2, p: wp.int32, row: wp.int32, column: wp.int32, frame: Frame):
+        value = to_mixed(gradient, shares, p, row, frame)
+        total = value
+        share = shares[p][0]
+        if share > zero:
+            total -= share * value
+        if share < zero:
+            total -= share * to_mixed(gradient, shares, p + 1, row, frame)
+        if column > 0:
+            share = shares[p - 1][0]
+            if share > zero:
+                total += share * to_mixed(gradient, shares, p - 1, row, frame)
+            if share < zero:
+                total += share * value
+        return total
 
-    return forward, adjoint
+    @no_type_check
+    def everywhere(pixel):
+        @wp.kernel(**OPTIONS)
+        def blend(start: wp.int32, frame: Frame, shares: reals2, picture: rows, result: rows):
+            tile = tile_of(start + wp.tid(), frame)
+            for row in range(tile[1], tile[2]):
+                for column in range(tile[3], tile[4]):
+                    p = (tile[0] * frame.height + row) * frame.width + column
+                    result[p] = pixel(picture, shares, p, row, column, frame)
+
+        return blend
+
+    return everywhere(blended), everywhere(to_blended)

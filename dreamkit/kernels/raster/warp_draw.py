@@ -8,7 +8,7 @@ import warp as wp
 
 from dreamkit.kernels.launch import OPTIONS
 from dreamkit.kernels.raster import DEPTH_STEPS
-from dreamkit.kernels.raster.warp_tiles import adding, centre_x, centre_y, flattening, slot_of, tile_of, vec3
+from dreamkit.kernels.raster.warp_tiles import Frame, adding, centre_x, centre_y, flattening, ints, ints3, tile_of, vec3
 
 SMALL = 32  # pixels of a face's box that are tried one by one; in larger boxes every row looks where it meets the face
 
@@ -111,19 +111,19 @@ def end_at(high: wp.float64, size: wp.int32) -> wp.int32:
 def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
     """Drawing the faces, resolving what was drawn, and its adjoint, for one scalar type."""
     vec4, weights = wp.types.vector(4, real), wp.types.vector(3, real)
+    reals4, reals3, reals, longs = (wp.array(dtype=of) for of in (vec4, weights, real, wp.int64))
     zero, one, two = wp.float64(0.0), wp.float64(1.0), wp.float64(2.0)
     margin, steps = wp.float64(1.0e-9), wp.float64(DEPTH_STEPS)
     low_half, nothing = wp.int64(0xFFFFFFFF), wp.int64(torch.iinfo(torch.int64).max)
     line, keep = lines(real), keep_alone if on_cpu else keep_together
-    add, flat = adding(4, real), flattening(real)
+    (add, slot_of), (_, corners) = adding(4, real), flattening(real)
 
     @wp.func
     def fragment(
         f: wp.int32,
         column: wp.int32,
         row: wp.int32,
-        width: wp.int32,
-        height: wp.int32,
+        frame: Frame,
         n0: vec3,
         n1: vec3,
         n2: vec3,
@@ -132,8 +132,8 @@ def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
     ) -> wp.int64:
         """Depth and number of face f at a pixel centre, or `nothing` outside it. Without a branch: it would often be
         guessed wrong."""
-        x = centre_x(column, width)
-        y = centre_y(row, height)
+        x = centre_x(column, frame.width)
+        y = centre_y(row, frame.height)
         e0 = n0[0] * x + (n0[1] * y + n0[2])
         e1 = n1[0] * x + (n1[1] * y + n1[2])
         e2 = n2[0] * x + (n2[1] * y + n2[2])
@@ -143,36 +143,22 @@ def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
         return wp.where(inside, key, nothing)
 
     @wp.kernel(**OPTIONS)
-    def draw(
-        start: wp.int32,
-        height: wp.int32,
-        width: wp.int32,
-        strips: wp.int32,
-        runs: wp.int32,
-        count: wp.int32,
-        vertices: wp.int32,
-        faces: wp.array(dtype=wp.vec3i),
-        clip: wp.array(dtype=vec4),
-        nearest: wp.array(dtype=wp.int64),
-    ):
+    def draw(start: wp.int32, frame: Frame, runs: wp.int32, faces: ints3, clip: reals4, nearest: longs):
+        height = frame.height
+        width = frame.width
         item = start + wp.tid()
         run = item % runs
-        strip = (item // runs) % strips
-        view = item // (runs * strips)
-        top = height * strip // strips
-        bottom = height * (strip + 1) // strips
+        strip = (item // runs) % frame.strips
+        view = item // (runs * frame.strips)
+        top = height * strip // frame.strips
+        bottom = height * (strip + 1) // frame.strips
         if runs == 1:  # nobody else draws on this strip
             for p in range((view * height + top) * width, (view * height + bottom) * width):
                 nearest[p] = nothing
-        length = (count + runs - 1) // runs
-        for f in range(run * length, wp.min((run + 1) * length, count)):
+        length = (faces.shape[0] + runs - 1) // runs
+        for f in range(run * length, wp.min((run + 1) * length, faces.shape[0])):
             ids = faces[f]
-            c0 = clip[view * vertices + ids[0]]
-            c1 = clip[view * vertices + ids[1]]
-            c2 = clip[view * vertices + ids[2]]
-            v0 = flat(c0)
-            v1 = flat(c1)
-            v2 = flat(c2)
+            v0, v1, v2, z = corners(clip, view * frame.vertices, ids)
             row_begin = top
             row_end = bottom
             begin = wp.int32(0)
@@ -210,7 +196,7 @@ def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
             n0 = n0 * side
             n1 = n1 * side
             n2 = n2 * side
-            plane = n0 * wp.float64(c0[2]) + n1 * wp.float64(c1[2]) + n2 * wp.float64(c2[2])
+            plane = n0 * z[0] + n1 * z[1] + n2 * z[2]
             plane = plane * (side / volume)
             if not wp.isfinite(volume) or not wp.isfinite(plane[0] + plane[1] + plane[2]):
                 continue  # no area, or a corner that is not finite
@@ -220,7 +206,7 @@ def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
                 row = wp.int32(row_begin)
                 column = wp.int32(begin)
                 for _ in range((row_end - row_begin) * (end - begin)):
-                    key = fragment(f, column, row, width, height, n0, n1, n2, least, plane)
+                    key = fragment(f, column, row, frame, n0, n1, n2, least, plane)
                     keep(nearest, base + row * width + column, key)
                     column += 1
                     row = wp.where(column == end, row + 1, row)
@@ -237,90 +223,54 @@ def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
                 low = wp.max(wp.max(lower(r0, g0), lower(r1, g1)), lower(r2, g2))
                 high = wp.min(wp.min(upper(r0, g0), upper(r1, g1)), upper(r2, g2))
                 for column in range(wp.max(first_at(low, width), begin), wp.min(end_at(high, width), end)):
-                    key = fragment(f, column, row, width, height, n0, n1, n2, least, plane)
+                    key = fragment(f, column, row, frame, n0, n1, n2, least, plane)
                     keep(nearest, base + row * width + column, key)
 
     @wp.kernel(**OPTIONS)
     def resolve(
-        start: wp.int32,
-        height: wp.int32,
-        width: wp.int32,
-        strips: wp.int32,
-        blocks: wp.int32,
-        vertices: wp.int32,
-        faces: wp.array(dtype=wp.vec3i),
-        clip: wp.array(dtype=vec4),
-        nearest: wp.array(dtype=wp.int64),
-        face: wp.array(dtype=wp.int32),
-        barycentric: wp.array(dtype=weights),
-        depth: wp.array(dtype=real),
-    ):
-        tile = tile_of(start + wp.tid(), height, width, strips, blocks)
+        start: wp.int32, frame: Frame, faces: ints3, clip: reals4, nearest: longs, face: ints, barycentric: reals3,
+        depth: reals,
+    ):  # fmt: skip
+        tile = tile_of(start + wp.tid(), frame)
         for row in range(tile[1], tile[2]):
-            y = centre_y(row, height)
+            y = centre_y(row, frame.height)
             for column in range(tile[3], tile[4]):
-                p = (tile[0] * height + row) * width + column
+                p = (tile[0] * frame.height + row) * frame.width + column
                 f = wp.int32(nearest[p] & low_half)
                 face[p] = f
                 b = weights()
                 d = real(1.0)
                 if f >= 0:
                     ids = faces[f]
-                    c0 = clip[tile[0] * vertices + ids[0]]
-                    c1 = clip[tile[0] * vertices + ids[1]]
-                    c2 = clip[tile[0] * vertices + ids[2]]
-                    v0 = flat(c0)
-                    v1 = flat(c1)
-                    v2 = flat(c2)
-                    at = vec3(centre_x(column, width), y, one)
+                    v0, v1, v2, z = corners(clip, tile[0] * frame.vertices, ids)
+                    at = vec3(centre_x(column, frame.width), y, one)
                     e0 = wp.dot(line(v1, v2, ids[1], ids[2]), at)
                     e1 = wp.dot(line(v2, v0, ids[2], ids[0]), at)
                     e2 = wp.dot(line(v0, v1, ids[0], ids[1]), at)
                     scale = one / (e0 + e1 + e2)
                     b = weights(real(e0 * scale), real(e1 * scale), real(e2 * scale))
-                    z = e0 * wp.float64(c0[2]) + e1 * wp.float64(c1[2]) + e2 * wp.float64(c2[2])
-                    d = real(z / (e0 * v0[2] + e1 * v1[2] + e2 * v2[2]))
+                    weighted = e0 * z[0] + e1 * z[1] + e2 * z[2]
+                    d = real(weighted / (e0 * v0[2] + e1 * v1[2] + e2 * v2[2]))
                 barycentric[p] = b
                 depth[p] = d
 
     @wp.kernel(**OPTIONS)
     def adjoint(
-        start: wp.int32,
-        height: wp.int32,
-        width: wp.int32,
-        strips: wp.int32,
-        blocks: wp.int32,
-        vertices: wp.int32,
-        faces: wp.array(dtype=wp.vec3i),
-        face: wp.array(dtype=wp.int32),
-        clip: wp.array(dtype=vec4),
-        barycentric: wp.array(dtype=weights),
-        to_barycentric: wp.array(dtype=weights),
-        to_depth: wp.array(dtype=real),
-        parts: wp.int32,
-        where: wp.array(dtype=wp.int32),
-        sums: wp.array(dtype=vec4),
-    ):
+        start: wp.int32, frame: Frame, faces: ints3, face: ints, clip: reals4,
+        barycentric: reals3, to_barycentric: reals3, to_depth: reals, where: ints, sums: reals4,
+    ):  # fmt: skip
         # With g_i the gradient that reaches b_i, w = sum b_i w_i and sum e_i = volume / w:
         #     dL/de_i = h_i = (g_i - sum_j g_j b_j) w / volume,   dL/dv_0 = p x (h_1 v_2 - h_2 v_1), and so round
-        tile = tile_of(start + wp.tid(), height, width, strips, blocks)
-        slot = slot_of(start + wp.tid(), tile[0], parts)
-        if blocks == 1 and strips == parts:  # these sums are this tile's alone
-            for i in range(slot * vertices, wp.min((slot + 1) * vertices, sums.shape[0])):
-                sums[i] = vec4()
+        tile = tile_of(start + wp.tid(), frame)
+        slot = slot_of(start + wp.tid(), frame, sums)
         for row in range(tile[1], tile[2]):
-            y = centre_y(row, height)
+            y = centre_y(row, frame.height)
             for column in range(tile[3], tile[4]):
-                p = (tile[0] * height + row) * width + column
+                p = (tile[0] * frame.height + row) * frame.width + column
                 f = face[p]
                 if f >= 0:
                     ids = faces[f]
-                    c0 = clip[tile[0] * vertices + ids[0]]
-                    c1 = clip[tile[0] * vertices + ids[1]]
-                    c2 = clip[tile[0] * vertices + ids[2]]
-                    v0 = flat(c0)
-                    v1 = flat(c1)
-                    v2 = flat(c2)
+                    v0, v1, v2, z = corners(clip, tile[0] * frame.vertices, ids)
                     b = vec3(barycentric[p])
                     w = b[0] * v0[2] + b[1] * v1[2] + b[2] * v2[2]
                     g = vec3()
@@ -329,22 +279,21 @@ def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
                     of_z = zero
                     of_w = zero
                     if to_depth.shape[0] > 0:
-                        z3 = vec3(wp.float64(c0[2]), wp.float64(c1[2]), wp.float64(c2[2]))
                         of_z = wp.float64(to_depth[p]) / w
-                        of_w = -of_z * wp.dot(b, z3) / w
-                        g += of_z * z3 + of_w * vec3(v0[2], v1[2], v2[2])
+                        of_w = -of_z * wp.dot(b, z) / w
+                        g += of_z * z + of_w * vec3(v0[2], v1[2], v2[2])
                     mean = wp.dot(g, b)
                     scale = w / wp.dot(v0, wp.cross(v1, v2))
                     h = vec3((g[0] - mean) * scale, (g[1] - mean) * scale, (g[2] - mean) * scale)
-                    at = vec3(centre_x(column, width), y, one)
+                    at = vec3(centre_x(column, frame.width), y, one)
                     t0 = wp.cross(at, h[1] * v2 - h[2] * v1)
                     t1 = wp.cross(at, h[2] * v0 - h[0] * v2)
                     t2 = wp.cross(at, h[0] * v1 - h[1] * v0)
                     s0 = vec4(real(t0[0]), real(t0[1]), real(of_z * b[0]), real(t0[2] + of_w * b[0]))
                     s1 = vec4(real(t1[0]), real(t1[1]), real(of_z * b[1]), real(t1[2] + of_w * b[1]))
                     s2 = vec4(real(t2[0]), real(t2[1]), real(of_z * b[2]), real(t2[2] + of_w * b[2]))
-                    add(sums, where, parts, slot, 3 * p, tile[0], vertices, ids[0], s0)
-                    add(sums, where, parts, slot, 3 * p + 1, tile[0], vertices, ids[1], s1)
-                    add(sums, where, parts, slot, 3 * p + 2, tile[0], vertices, ids[2], s2)
+                    add(sums, where, frame, slot, 3 * p, tile[0], ids[0], s0)
+                    add(sums, where, frame, slot, 3 * p + 1, tile[0], ids[1], s1)
+                    add(sums, where, frame, slot, 3 * p + 2, tile[0], ids[2], s2)
 
     return draw, resolve, adjoint

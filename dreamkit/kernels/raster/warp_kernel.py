@@ -21,7 +21,7 @@ from dreamkit.kernels.launch import array, launch, launch_in_turn, scalar, threa
 from dreamkit.kernels.raster.warp_antialias import blending, silhouettes
 from dreamkit.kernels.raster.warp_draw import drawing
 from dreamkit.kernels.raster.warp_interpolate import interpolation
-from dreamkit.kernels.raster.warp_tiles import collecting
+from dreamkit.kernels.raster.warp_tiles import collecting, frame_of
 
 PARTS = 4  # strips with sums of their own, of all views together (one view has at least one)
 FACE_STRIPS = 8  # strips on CUDA for the drawing of one face
@@ -56,8 +56,8 @@ def screen_derivatives(attributes: Tensor, face: Tensor, barycentric: Tensor, cl
     width = attributes.shape[-1]
     result = attributes.new_zeros(*face.shape, width, 2)
     rows = [vectors(clip, 4), vectors(attributes, width), vectors(barycentric, 3), vectors(result, width * 2)]
-    arguments = [*_mesh(face, faces, clip.shape[1]), _stride(attributes), *rows]
-    _run(face, (interpolation(scalar(clip), width)[2], arguments))
+    arguments = [*_mesh(face, faces), *rows]
+    _run(face, clip.shape[1], (interpolation(scalar(clip), width)[2], arguments), stride=_stride(attributes))
     return result
 
 
@@ -68,7 +68,7 @@ class _Rasterize(torch.autograd.Function):
         face = faces.new_empty(views, height, width)
         barycentric, depth = clip.new_empty(*face.shape, 3), clip.new_empty(face.shape)
         draw, resolve, _ = drawing(scalar(clip), clip.device.type == "cpu")
-        mesh = [vertices, _triples(faces), vectors(clip, 4)]
+        mesh = [_triples(faces), vectors(clip, 4)]
         out = [array(face.view(-1), wp.int32), vectors(barycentric, 3), array(depth.view(-1), scalar(clip))]
         if clip.device.type == "cpu":  # every strip is drawn and then resolved by one thread
             count = threads(clip.device)
@@ -78,9 +78,10 @@ class _Rasterize(torch.autograd.Function):
             strips, blocks, runs = min(FACE_STRIPS, height), width, max(len(faces), 1)
             nearest = torch.full(face.shape, torch.iinfo(torch.int64).max, device=clip.device)
         of_nearest = array(nearest.view(-1), wp.int64)
-        to_draw = [height, width, strips, runs, len(faces), *mesh, of_nearest]
-        tiles = views * (strips if blocks == 1 else height) * blocks
-        to_resolve = [height, width, strips if blocks == 1 else height, blocks, *mesh, of_nearest, *out]
+        to_draw = [frame_of(height, width, strips, 1, vertices), runs, *mesh, of_nearest]
+        rows = strips if blocks == 1 else height
+        tiles = views * rows * blocks
+        to_resolve = [frame_of(height, width, rows, blocks, vertices), *mesh, of_nearest, *out]
         launch_in_turn([(draw, views * strips * runs, to_draw), (resolve, tiles, to_resolve)], clip.device)
         ctx.mark_non_differentiable(face)
         ctx.save_for_backward(clip, faces, face, barycentric)
@@ -97,9 +98,9 @@ class _Rasterize(torch.autograd.Function):
         none = clip.new_empty(0)
         to_barycentric, to_depth = (none if g is None else g.contiguous() for g in (to_barycentric, to_depth))
         to_clip = _Sums(clip, face, clip.shape[1], 4, 3)
-        arguments = [*_mesh(face, faces, clip.shape[1]), vectors(clip, 4), vectors(barycentric, 3)]
+        arguments = [*_mesh(face, faces), vectors(clip, 4), vectors(barycentric, 3)]
         arguments += [vectors(to_barycentric, 3), array(to_depth.view(-1), real), *to_clip.arguments]
-        _run(face, (drawing(real, clip.device.type == "cpu")[2], arguments), sums=to_clip)
+        _run(face, clip.shape[1], (drawing(real, clip.device.type == "cpu")[2], arguments), sums=to_clip)
         return to_clip.total(), None, None, None
 
 
@@ -109,8 +110,8 @@ class _Interpolate(torch.autograd.Function):
         width = attributes.shape[-1]
         result = attributes.new_empty(*face.shape, width)
         rows = [vectors(attributes, width), vectors(barycentric, 3), vectors(result, width)]
-        arguments = [*_mesh(face, faces, attributes.shape[-2]), _stride(attributes), *rows]
-        _run(face, (interpolation(scalar(attributes), width)[0], arguments), light=True)
+        step = (interpolation(scalar(attributes), width)[0], [*_mesh(face, faces), *rows])
+        _run(face, attributes.shape[-2], step, stride=_stride(attributes), light=True)
         ctx.save_for_backward(attributes, face, barycentric, faces)
         return result
 
@@ -123,8 +124,8 @@ class _Interpolate(torch.autograd.Function):
         to_attributes = _Sums(attributes, face, vertices, width, 3, ctx.needs_input_grad[0])
         rows = [vectors(tensor.contiguous(), width) for tensor in (attributes, to_result)]
         rows += [vectors(tensor, 3) for tensor in (barycentric, to_barycentric)]
-        arguments = [*_mesh(face, faces, vertices), _stride(attributes), *rows, *to_attributes.arguments]
-        _run(face, (interpolation(real, width)[1], arguments), sums=to_attributes)
+        step = (interpolation(real, width)[1], [*_mesh(face, faces), *rows, *to_attributes.arguments])
+        _run(face, vertices, step, stride=_stride(attributes), sums=to_attributes)
         total = to_attributes.total(shared=attributes.ndim == 2)
         return total, None, to_barycentric, None
 
@@ -137,13 +138,13 @@ class _Antialias(torch.autograd.Function):
         width, real = picture.shape[-1], scalar(picture)
         edge = face.new_empty(*face.shape, 2)
         share = picture.new_empty(edge.shape)
-        geometry = [clip.shape[1], _triples(faces), _triples(neighbours), vectors(clip, 4)]
+        geometry = [_triples(faces), _triples(neighbours), vectors(clip, 4)]
         pixels = [array(face.view(-1), wp.int32), array(depth.view(-1), real)]
         found = [array(edge.view(-1, 2), wp.vec2i), vectors(share, 2)]
-        _run(face, (silhouettes(real, width)[0], [*geometry, *pixels, *found]))
+        _run(face, clip.shape[1], (silhouettes(real, width)[0], [*geometry, *pixels, *found]))
         result = torch.empty_like(picture)
         rows = [vectors(share, 2), vectors(picture, width), vectors(result, width)]
-        _run(face, (blending(real, width)[0], rows), light=True)
+        _run(face, 0, (blending(real, width)[0], rows), light=True)
         ctx.save_for_backward(picture, face, clip, faces, edge, share)
         return result
 
@@ -159,9 +160,9 @@ class _Antialias(torch.autograd.Function):
         to_clip = _Sums(clip, face, vertices, 4, 4, ctx.needs_input_grad[3])
         if to_clip.wanted:
             found = [array(edge.view(-1, 2), wp.vec2i), of_share, of_result, of_picture]
-            geometry = [vertices, _triples(faces), vectors(clip, 4)]
+            geometry = [_triples(faces), vectors(clip, 4)]
             steps += [(silhouettes(real, width)[1], [*geometry, *found, *to_clip.arguments])]
-        _run(face, *steps, sums=to_clip)
+        _run(face, vertices, *steps, sums=to_clip)
         return to_picture, None, None, to_clip.total(), None, None
 
 
@@ -182,7 +183,7 @@ class _Sums:
 
     @property
     def arguments(self) -> list[Any]:
-        return [self.parts, array(self.where, wp.int32), vectors(self.sums, self.shape[2])]
+        return [array(self.where, wp.int32), vectors(self.sums, self.shape[2])]
 
     def total(self, shared: bool = False) -> Tensor | None:
         """[B, V, width], or [V, width] over all views; None if it was not wanted."""
@@ -206,22 +207,29 @@ def in_order(device: torch.device) -> bool:
     return device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
 
 
-def _run(face: Tensor, *steps: tuple[wp.Kernel, list[Any]], sums: _Sums | None = None, light: bool = False) -> None:
+def _run(
+    face: Tensor,
+    vertices: int,
+    *steps: tuple[wp.Kernel, list[Any]],
+    stride: int = 0,
+    sums: _Sums | None = None,
+    light: bool = False,
+) -> None:
     """Launch kernels over all pixels, in tiles. A light kernel on a small picture is not worth waking threads."""
     views, height, width = face.shape
-    on_cpu = face.device.type == "cpu"
-    strips, blocks = (sums.parts if sums and sums.parts else height, 1) if on_cpu else (height, width)
+    on_cpu, parts = face.device.type == "cpu", sums.parts if sums else 0
+    strips, blocks = (parts or height, 1) if on_cpu else (height, width)
     slices = max(min(threads(face.device), face.numel() // LIGHT), 1) if light else None
-    items, shape = views * strips * blocks, [height, width, strips, blocks]
-    launch_in_turn([(kernel, items, [*shape, *arguments]) for kernel, arguments in steps], face.device, slices)
+    items, frame = views * strips * blocks, frame_of(height, width, strips, blocks, vertices, stride, parts)
+    launch_in_turn([(kernel, items, [frame, *arguments]) for kernel, arguments in steps], face.device, slices)
 
 
 def _triples(faces: Tensor) -> Any:
     return array(faces.view(-1).view(-1, 3), wp.vec3i)  # by way of one dimension, as in `vectors`
 
 
-def _mesh(face: Tensor, faces: Tensor, vertices: int) -> list[Any]:
-    return [vertices, _triples(faces), array(face.view(-1), wp.int32)]
+def _mesh(face: Tensor, faces: Tensor) -> list[Any]:
+    return [_triples(faces), array(face.view(-1), wp.int32)]
 
 
 def _stride(attributes: Tensor) -> int:

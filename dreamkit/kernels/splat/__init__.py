@@ -51,6 +51,40 @@ class Splats(NamedTuple):
     spread: Tensor | None
 
 
+class Scene(NamedTuple):
+    """What backends project: Gaussians as in `splat`, opacities in [0, 1], and B cameras.
+
+    frames [B, 4, 3] world directions to the right, down and ahead in the picture, and the position
+    focal  [B] pixels
+    """
+
+    means: Tensor
+    quaternions: Tensor
+    scales: Tensor
+    opacities: Tensor
+    frames: Tensor
+    focal: Tensor
+
+
+class Projected(NamedTuple):
+    """What backends project to, and draw. All are 0 for what is not seen.
+
+    screen  [B, N, 2] centres, pixels
+    conics  [B, N, 3] (a, b, c) is [[a, b], [b, c]], the inverse of the covariance on the screen
+    opacity [B, N]
+    depth   [B, N] along the camera's axis
+    extent  [B, N, 2] half the width and height of the box outside which alpha is below 1/255
+    radii   [B, N] as in `Splats`
+    """
+
+    screen: Tensor
+    conics: Tensor
+    opacity: Tensor
+    depth: Tensor
+    extent: Tensor
+    radii: Tensor
+
+
 def splat(
     means: Tensor,
     quaternions: Tensor,
@@ -120,28 +154,18 @@ def splat(
     run = choose.backend(__name__, backend)
     frames = _frames(cameras)
     focal = cameras.height / 2 / torch.tan(torch.deg2rad(cameras.fov_degrees.detach().to(means)) / 2)
-    screen, conics, strength, depth, extent, radii = run.project(
-        means,
-        quaternions,
-        scales,
-        opacities.clamp(0, 1),
-        frames,
-        focal,
-        (cameras.height, cameras.width),
-        near,
-        antialiased,
-    )
+    size = cameras.height, cameras.width
+    scene = Scene(means, quaternions, scales, opacities.clamp(0, 1), frames, focal)
+    found = run.project(scene, size, near, antialiased)
     if sh_degree is None:
         rows = features.expand(len(cameras), -1, -1)
     else:
-        rows = run.colour(means, features, frames[:, 3], sh_degree, radii)
-    spread = torch.zeros_like(screen, requires_grad=True) if absolute else None
-    pictures, alpha, far = run.rasterise(
-        screen, conics, strength, rows, depth, extent, (cameras.height, cameras.width), spread
-    )
+        rows = run.colour(means, features, frames[:, 3], sh_degree, found.radii)
+    spread = torch.zeros_like(found.screen, requires_grad=True) if absolute else None
+    pictures, alpha, far = run.rasterise(found, rows, size, spread)
     if background is not None:
         pictures = pictures + (1 - alpha)[:, None] * background[:, :, None, None]
-    return Splats(pictures, alpha, far, radii, screen, spread)
+    return Splats(pictures, alpha, far, found.radii, found.screen, spread)
 
 
 def _frames(cameras: Cameras) -> Tensor:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from dreamkit.errors import InputError
 from dreamkit.kernels.choose import need_cuda_float32
-from dreamkit.kernels.splat import BLUR, reference
+from dreamkit.kernels.splat import BLUR, Projected, Scene, reference
 
 TILE = 16  # pixels along a side
 CHANNELS = 33  # at a time, the depth being one: gsplat has this number built in, and its gradient fits every device
@@ -36,25 +36,16 @@ if tuple(map(int, gsplat.__version__.split(".")[:2])) < (1, 5):
     raise ImportError(f"gsplat is {gsplat.__version__}, and 1.5 or later is needed")
 
 
-def project(
-    means: Tensor,
-    quaternions: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    frames: Tensor,
-    focal: Tensor,
-    size: tuple[int, int],
-    near: float,
-    antialiased: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def project(scene: Scene, size: tuple[int, int], near: float, antialiased: bool) -> Projected:
     """As the reference; but the extent is whole pixels, [B, N, 2] int32."""
+    means, quaternions, scales, opacities, frames, focal = scene
     need_cuda_float32("gsplat", means, quaternions, scales, opacities, frames)
     _need_compiled()
     if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled():
         raise InputError("backend 'gsplat' has no deterministic gradients, and torch is set to want them. Use 'warp'.")
     views, (height, width) = len(frames), size
     if not len(means) * views:  # gsplat divides by their number
-        return reference.project(means, quaternions, scales, opacities, frames, focal, size, near, antialiased)
+        return reference.project(scene, size, near, antialiased)
     # The frames are right, down, ahead: OpenCV's camera, which is gsplat's. Not by a matrix product: it may be in TF32.
     turn, last = frames[:, :3], frames.new_tensor([[[0.0, 0.0, 0.0, 1.0]]]).expand(views, 1, 4)
     view = torch.cat([torch.cat([turn, -(turn * frames[:, 3:]).sum(-1, keepdim=True)], 2), last], 1)
@@ -87,7 +78,7 @@ def project(
     opacity = opacities.expand(views, -1)
     if antialiased:
         opacity = opacity * only(factor)  # masked before: the opacity's gradient would be 0 times anything
-    return only(screen), only(conics), only(opacity), only(depth), only(boxes), only(_radii(conics.detach()))
+    return Projected(*(only(x) for x in (screen, conics, opacity, depth, boxes, _radii(conics.detach()))))
 
 
 def _need_compiled() -> None:
@@ -117,18 +108,12 @@ def colour(means: Tensor, coefficients: Tensor, positions: Tensor, degree: int, 
 
 
 def rasterise(
-    screen: Tensor,
-    conics: Tensor,
-    opacity: Tensor,
-    features: Tensor,
-    depth: Tensor,
-    extent: Tensor,
-    size: tuple[int, int],
-    spread: Tensor | None,
+    found: Projected, features: Tensor, size: tuple[int, int], spread: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the reference."""
+    screen, conics, opacity, depth, extent, _ = found
     if not screen.numel():
-        return reference.rasterise(screen, conics, opacity, features, depth, extent, size, spread)
+        return reference.rasterise(found, features, size, spread)
     height, width = size
     # The depth is one more channel, so that it is a sum of the same weights.
     parts = torch.cat([depth[..., None], features], -1).split(CHANNELS, dim=-1)

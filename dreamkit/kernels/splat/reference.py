@@ -10,27 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dreamkit.kernels.splat import BLUR, DARK, LEAST_ALPHA, MARGIN, MOST_ALPHA, SH0, SH1, SH2, SH3
+from dreamkit.kernels.splat import BLUR, DARK, LEAST_ALPHA, MARGIN, MOST_ALPHA, SH0, SH1, SH2, SH3, Projected, Scene
 
 BLOCK = 16  # pixels along a side
 
 
-def project(
-    means: Tensor,
-    quaternions: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    frames: Tensor,
-    focal: Tensor,
-    size: tuple[int, int],
-    near: float,
-    antialiased: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """[N, ...] -> screen [B,N,2], conics [B,N,3], opacity [B,N], depth [B,N], extent [B,N,2], radii [B,N].
-
-    A conic (a, b, c) is [[a, b], [b, c]], the inverse of the covariance on the screen. The extent is the half width
-    and height of the box outside which alpha is below 1/255. All are 0 for what is not seen.
-    """
+def project(scene: Scene, size: tuple[int, int], near: float, antialiased: bool) -> Projected:
+    """The Gaussians on the screen, those that are not seen as 0."""
+    means, quaternions, scales, opacities, frames, focal = scene
     height, width = size
     turn = frames[:, :3]  # [B, 3, 3] world -> right, down, ahead
     local = torch.einsum("bij,bnj->bni", turn, means - frames[:, 3:])
@@ -70,7 +57,7 @@ def project(
     def only(values: Tensor) -> Tensor:
         return torch.where(seen if values.ndim == 2 else seen[..., None], values, 0.0)
 
-    return only(screen), only(conics), only(opacity), only(z), only(extent), radii
+    return Projected(only(screen), only(conics), only(opacity), only(z), only(extent), radii)
 
 
 def _rotation(quaternions: Tensor) -> Tensor:
@@ -109,16 +96,10 @@ def colour(means: Tensor, coefficients: Tensor, positions: Tensor, degree: int, 
 
 
 def rasterise(
-    screen: Tensor,
-    conics: Tensor,
-    opacity: Tensor,
-    features: Tensor,
-    depth: Tensor,
-    extent: Tensor,
-    size: tuple[int, int],
-    spread: Tensor | None,
+    found: Projected, features: Tensor, size: tuple[int, int], spread: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[B, N, ...] -> features [B, C, H, W], alpha [B, H, W], depth [B, H, W]."""
+    screen, conics, opacity, depth, extent, _ = found
     height, width = size
     pictures = []
     for b in range(len(screen)):

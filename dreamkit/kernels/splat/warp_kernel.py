@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dreamkit.kernels.launch import array, large_pages, launch, scalar, vectors
+from dreamkit.kernels.splat import Projected, Scene
 from dreamkit.kernels.splat.warp_project import colour_kernels, project_kernels
 from dreamkit.kernels.splat.warp_raster import SHAPE, TILE, list_kernels, raster_kernels, slot_length
 
@@ -26,21 +27,10 @@ RUNS = 32  # on a CPU, the pieces in which a view's Gaussians are counted: the s
 BLOCK = 256  # Gaussians that share one sum of the cameras' gradients on a CPU
 
 
-def project(
-    means: Tensor,
-    quaternions: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    frames: Tensor,
-    focal: Tensor,
-    size: tuple[int, int],
-    near: float,
-    antialiased: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As in the reference: screen, conics, opacity, depth, extent, radii."""
-    inputs = [tensor.contiguous() for tensor in (means, quaternions, scales, opacities, frames, focal)]
-    screen, conics, opacity, depth, extent, radii = _Project.apply(*inputs, size, near, antialiased)
-    return screen, conics, opacity, depth, extent, radii
+def project(scene: Scene, size: tuple[int, int], near: float, antialiased: bool) -> Projected:
+    """As in the reference."""
+    inputs = (tensor.contiguous() for tensor in scene)
+    return Projected(*_Project.apply(size, near, antialiased, *inputs))
 
 
 def colour(means: Tensor, coefficients: Tensor, positions: Tensor, degree: int, radii: Tensor) -> Tensor:
@@ -51,45 +41,28 @@ def colour(means: Tensor, coefficients: Tensor, positions: Tensor, degree: int, 
 
 
 def rasterise(
-    screen: Tensor,
-    conics: Tensor,
-    opacity: Tensor,
-    features: Tensor,
-    depth: Tensor,
-    extent: Tensor,
-    size: tuple[int, int],
-    spread: Tensor | None,
+    found: Projected, features: Tensor, size: tuple[int, int], spread: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[B, N, ...] -> features [B, C, H, W], alpha [B, H, W], depth [B, H, W]."""
-    inputs = [tensor.contiguous() for tensor in (screen, conics, opacity, features, depth, extent)]
-    seen, alpha, far = _Rasterise.apply(*inputs, spread, size)
+    inputs = (tensor.contiguous() for tensor in found)
+    seen, alpha, far = _Rasterise.apply(size, spread, features.contiguous(), *inputs)
     return seen, alpha, far
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        means: Tensor,
-        quaternions: Tensor,
-        scales: Tensor,
-        opacities: Tensor,
-        frames: Tensor,
-        focal: Tensor,
-        size: tuple[int, int],
-        near: float,
-        antialiased: bool,
-    ) -> tuple[Tensor, ...]:
-        views, count = len(frames), len(means)
+    def forward(ctx: Any, size: tuple[int, int], near: float, antialiased: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
+        scene = Scene(*inputs)
+        means = scene.means
+        views, count = len(scene.frames), len(means)
         screen, extent = (means.new_empty(views, count, 2) for _ in range(2))
         conics = means.new_empty(views, count, 3)
         opacity, depth, radii = (means.new_empty(views, count) for _ in range(3))
-        inputs = (means, quaternions, scales, opacities, frames, focal)
         ctx.settings = (views, count, *map(float, size), float(near))
         ctx.kernels = project_kernels(scalar(means), antialiased)
         arrays = [vectors(screen, 2), vectors(conics, 3), vectors(extent, 2)]
         arrays += [_flat(tensor) for tensor in (opacity, depth, radii)]
-        launch(ctx.kernels[0], count, [*ctx.settings, *_scene(*inputs), *arrays], means.device)
+        launch(ctx.kernels[0], count, [*ctx.settings, *_arrays(scene), *arrays], means.device)
         ctx.save_for_backward(*inputs, radii)
         ctx.mark_non_differentiable(extent, radii)
         return screen, conics, opacity, depth, extent, radii
@@ -98,11 +71,12 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *arrived: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, radii = ctx.saved_tensors
-        means, quaternions, scales, opacities, frames, _ = inputs
+        scene = Scene(*inputs)
+        means, frames = scene.means, scene.frames
         count, block = len(means), BLOCK if means.device.type == "cpu" else 1
         blocks = -(-count // block)
-        of_frames = ctx.needs_input_grad[4]
-        results = [torch.empty_like(tensor) for tensor in (means, quaternions, scales, opacities)]
+        of_frames = ctx.needs_input_grad[7]
+        results = [torch.empty_like(tensor) for tensor in scene[:4]]
         sums = means.new_empty(len(frames), blocks, 4, 3) if of_frames else means.new_empty(0)
         to_screen, to_conics, to_opacity, to_depth = (g.contiguous() for g in arrived[:4])
         arrays = [_flat(radii), vectors(to_screen, 2), vectors(to_conics, 3), _flat(to_opacity), _flat(to_depth)]
@@ -110,18 +84,16 @@ class _Project(torch.autograd.Function):
         launch(
             ctx.kernels[1],
             blocks,
-            [*ctx.settings, *_scene(*inputs), *arrays, block, blocks, vectors(sums, 3)],
+            [*ctx.settings, *_arrays(scene), *arrays, block, blocks, vectors(sums, 3)],
             means.device,
         )
-        return *results, sums.sum(1) if of_frames else None, None, None, None, None
+        return None, None, None, *results, sums.sum(1) if of_frames else None, None
 
 
-def _scene(
-    means: Tensor, quaternions: Tensor, scales: Tensor, opacities: Tensor, frames: Tensor, focal: Tensor
-) -> list[Any]:
+def _arrays(scene: Scene) -> list[Any]:
     """The inputs of the projection as kernel arguments."""
-    rows = [vectors(means, 3), vectors(quaternions, 4), vectors(scales, 3), _flat(opacities)]
-    return [*rows, vectors(frames, 3), _flat(focal)]
+    rows = [vectors(scene.means, 3), vectors(scene.quaternions, 4), vectors(scene.scales, 3), _flat(scene.opacities)]
+    return [*rows, vectors(scene.frames, 3), _flat(scene.focal)]
 
 
 def _flat(tensor: Tensor) -> Any:
@@ -181,21 +153,13 @@ class _Lists(NamedTuple):
 class _Rasterise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        screen: Tensor,
-        conics: Tensor,
-        opacity: Tensor,
-        features: Tensor,
-        depth: Tensor,
-        extent: Tensor,
-        spread: Tensor | None,
-        size: tuple[int, int],
+        ctx: Any, size: tuple[int, int], spread: Tensor | None, features: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         views, _, width = features.shape
         down, across = (-(-side // TILE) for side in size)
-        lists = _bin(screen, conics, opacity, features, depth, extent, down, across)
-        seen = screen.new_empty(views, width, down * TILE, across * TILE)
-        alpha, far, through, last = screen.new_empty(4, views, down * TILE, across * TILE).unbind()
+        lists = _bin(Projected(*inputs), features, down, across)
+        seen = features.new_empty(views, width, down * TILE, across * TILE)
+        alpha, far, through, last = features.new_empty(4, views, down * TILE, across * TILE).unbind()
         ctx.size, ctx.shape, ctx.grid = size, features.shape, (down, across)
         _draw(0, lists, ctx.grid, width, False, [seen, far, alpha, through, last])
         ctx.save_for_backward(*lists, through, last)
@@ -210,7 +174,7 @@ class _Rasterise(torch.autograd.Function):
         *saved, through, last = ctx.saved_tensors
         lists = _Lists(*saved)
         views, count, width = ctx.shape
-        absolute = ctx.needs_input_grad[6]
+        absolute = ctx.needs_input_grad[1]
         slots = large_pages(through.new_empty(len(lists.pairs), slot_length(width, absolute)))
         if _per_pixel(through.device):
             slots.zero_()
@@ -232,7 +196,7 @@ class _Rasterise(torch.autograd.Function):
             through.device,
         )
         spread = to_spread if absolute else None
-        return to_screen, to_conics, to_opacity, to_features, to_depth, None, spread, None
+        return None, spread, to_features, to_screen, to_conics, to_opacity, to_depth, None, None
 
 
 def _crop(picture: Tensor, size: tuple[int, int]) -> Tensor:
@@ -267,7 +231,6 @@ def _native(device: torch.device) -> bool:
 
 def _draw(which: int, lists: _Lists, grid: tuple[int, int], width: int, absolute: bool, images: list[Tensor]) -> None:
     """Launch the forward (0) or adjoint (1) kernel over all pixels."""
-    down, across = grid
     per_pixel = _per_pixel(lists.shapes.device)
     real = scalar(lists.shapes)
     native = _native(lists.shapes.device)
@@ -280,53 +243,28 @@ def _draw(which: int, lists: _Lists, grid: tuple[int, int], width: int, absolute
     launch(
         raster_kernels(real, width, absolute, per_pixel, native)[which],
         tiles * (TILE * TILE if per_pixel else 1),
-        [down, across, *listed, *arrays],
+        [*grid, *listed, *arrays],
         lists.shapes.device,
     )
 
 
-def _bin(
-    screen: Tensor,
-    conics: Tensor,
-    opacity: Tensor,
-    features: Tensor,
-    depth: Tensor,
-    extent: Tensor,
-    down: int,
-    across: int,
-) -> _Lists:
+def _bin(found: Projected, features: Tensor, down: int, across: int) -> _Lists:
     """Sort the Gaussians of each view by depth, and the tiles' lists with them."""
     views, count, width = features.shape
-    device, real = screen.device, scalar(screen)
-    order = _by_depth(depth)
+    device, real = features.device, scalar(features)
+    order = _by_depth(found.depth)
     counting = _by_counting(device)
     runs = min(RUNS, count) if counting else count
-    shapes = large_pages(screen.new_empty(views * count, SHAPE))
-    rows = large_pages(screen.new_empty(views * count, width + 1))
+    shapes = large_pages(features.new_empty(views * count, SHAPE))
+    rows = large_pages(features.new_empty(views * count, width + 1))
     touched = torch.empty(views * count, dtype=torch.int32, device=device)
     tally = torch.empty(views * runs if counting else 0, down * across, dtype=torch.int32, device=device)
     kernels = list_kernels(real, width, counting)
-    scalars = [_flat(tensor) for tensor in (opacity, features, depth)]
-    launch(
-        kernels[0],
-        views * runs,
-        [
-            runs,
-            count,
-            down,
-            across,
-            _flat(order),
-            vectors(screen, 2),
-            vectors(conics, 3),
-            vectors(extent, 2),
-            *scalars,
-            vectors(shapes, SHAPE),
-            _flat(rows),
-            _flat(touched),
-            _flat(tally),
-        ],
-        device,
-    )
+    sizes = [runs, count, down, across]
+    gaussians = [vectors(found.screen, 2), vectors(found.conics, 3), vectors(found.extent, 2)]
+    gaussians += [_flat(tensor) for tensor in (found.opacity, features, found.depth)]
+    results = [vectors(shapes, SHAPE), _flat(rows), _flat(touched), _flat(tally)]
+    launch(kernels[0], views * runs, [*sizes, _flat(order), *gaussians, *results], device)
     total = torch.cumsum(touched, 0)  # int64
     entries = int(total[-1]) if len(total) else 0
     if entries >= 2**31:
@@ -336,9 +274,9 @@ def _bin(
         )
     first = torch.zeros(len(total) + 1, dtype=torch.int32, device=device)
     first[1:] = total
-    listed = [runs, count, down, across, vectors(shapes, SHAPE), _flat(first)]
+    listed = [*sizes, vectors(shapes, SHAPE), _flat(first)]
+    pairs = large_pages(torch.empty(entries, 2, dtype=torch.int32, device=device))
     if counting:
-        pairs = large_pages(torch.empty(entries, 2, dtype=torch.int32, device=device))
         # By tile, then by run: where each run begins in each tile's list.
         by_tile = tally.view(views, runs, down * across).transpose(1, 2)
         begins = torch.zeros(by_tile.numel() + 1, dtype=torch.int64, device=device)
@@ -348,13 +286,12 @@ def _bin(
         cursor = begins[:-1].view(by_tile.shape).transpose(1, 2).clone(memory_format=torch.contiguous_format)
         launch(kernels[1], views * runs, [*listed, _flat(cursor), _pairs(pairs)], device)
         return _Lists(order, first, ends, pairs, shapes, rows)
-    tile, place = torch.empty(2, entries, dtype=torch.int32, device=device).unbind()
-    launch(kernels[1], views * runs, [*listed, _flat(tile), _flat(place)], device)
+    tile = torch.empty(entries, dtype=torch.int32, device=device)
+    launch(kernels[1], views * runs, [*listed, _flat(tile), _pairs(pairs)], device)
     tile, entry = torch.sort(tile, stable=True)
     bounds = torch.arange(views * down * across + 1, dtype=torch.int32, device=device)
     ends = torch.searchsorted(tile, bounds, out_int32=True)
-    pairs = torch.stack([place[entry], entry.int()], 1)
-    return _Lists(order, first, ends, pairs, shapes, rows)
+    return _Lists(order, first, ends, pairs[entry], shapes, rows)
 
 
 def _by_depth(depth: Tensor) -> Tensor:

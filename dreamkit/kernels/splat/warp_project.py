@@ -15,6 +15,7 @@ def project_kernels(real: Any, antialiased: bool) -> tuple[wp.Kernel, wp.Kernel]
     """Forward and adjoint of the projection."""
     vec2, vec3, vec4 = (wp.types.vector(n, real) for n in (2, 3, 4))
     mat33 = wp.types.matrix((3, 3), real)
+    reals, reals2, reals3, reals4 = (wp.array(dtype=of) for of in (real, vec2, vec3, vec4))
     zero, half, one, two, three = (real(x) for x in (0.0, 0.5, 1.0, 2.0, 3.0))
     blur, margin, least, tiny = real(BLUR), real(MARGIN), real(LEAST_ALPHA), real(1e-12)
 
@@ -82,25 +83,10 @@ def project_kernels(real: Any, antialiased: bool) -> tuple[wp.Kernel, wp.Kernel]
 
     @wp.kernel(**OPTIONS)
     def forward(
-        start: wp.int32,
-        views: wp.int32,
-        count: wp.int32,
-        height: real,
-        width: real,
-        near: real,
-        means: wp.array(dtype=vec3),
-        quaternions: wp.array(dtype=vec4),
-        scales: wp.array(dtype=vec3),
-        opacities: wp.array(dtype=real),
-        frames: wp.array(dtype=vec3),
-        focal: wp.array(dtype=real),
-        screen: wp.array(dtype=vec2),
-        conics: wp.array(dtype=vec3),
-        extent: wp.array(dtype=vec2),
-        opacity: wp.array(dtype=real),
-        depth: wp.array(dtype=real),
-        radii: wp.array(dtype=real),
-    ):
+        start: wp.int32, views: wp.int32, count: wp.int32, height: real, width: real, near: real,
+        means: reals3, quaternions: reals4, scales: reals3, opacities: reals, frames: reals3, focal: reals,
+        screen: reals2, conics: reals3, extent: reals2, opacity: reals, depth: reals, radii: reals,
+    ):  # fmt: skip
         n = start + wp.tid()
         m, _r, _unit, _length = scaled(quaternions[n], scales[n])
         for b in range(views):
@@ -153,31 +139,12 @@ def project_kernels(real: Any, antialiased: bool) -> tuple[wp.Kernel, wp.Kernel]
 
     @wp.kernel(**OPTIONS)
     def adjoint(
-        start: wp.int32,
-        views: wp.int32,
-        count: wp.int32,
-        height: real,
-        width: real,
-        near: real,
-        means: wp.array(dtype=vec3),
-        quaternions: wp.array(dtype=vec4),
-        scales: wp.array(dtype=vec3),
-        opacities: wp.array(dtype=real),
-        frames: wp.array(dtype=vec3),
-        focal: wp.array(dtype=real),
-        radii: wp.array(dtype=real),
-        to_screen: wp.array(dtype=vec2),
-        to_conics: wp.array(dtype=vec3),
-        to_opacity: wp.array(dtype=real),
-        to_depth: wp.array(dtype=real),
-        to_means: wp.array(dtype=vec3),
-        to_quaternions: wp.array(dtype=vec4),
-        to_scales: wp.array(dtype=vec3),
-        to_opacities: wp.array(dtype=real),
-        block: wp.int32,
-        blocks: wp.int32,
-        to_frames: wp.array(dtype=vec3),
-    ):
+        start: wp.int32, views: wp.int32, count: wp.int32, height: real, width: real, near: real,
+        means: reals3, quaternions: reals4, scales: reals3, opacities: reals, frames: reals3, focal: reals,
+        radii: reals, to_screen: reals2, to_conics: reals3, to_opacity: reals, to_depth: reals, to_means: reals3,
+        to_quaternions: reals4, to_scales: reals3, to_opacities: reals, block: wp.int32, blocks: wp.int32,
+        to_frames: reals3,
+    ):  # fmt: skip
         item = start + wp.tid()
         if to_frames.shape[0] > 0:
             for b in range(views):
@@ -266,6 +233,7 @@ def project_kernels(real: Any, antialiased: bool) -> tuple[wp.Kernel, wp.Kernel]
 def colour_kernels(real: Any, degree: int) -> tuple[wp.Kernel, wp.Kernel]:
     """Forward and adjoint of the spherical harmonics of one degree."""
     vec3, vec16 = wp.types.vector(3, real), wp.types.vector(16, real)
+    reals, reals3 = wp.array(dtype=real), wp.array(dtype=vec3)
     terms = (degree + 1) ** 2
     zero, half, one, two, three, four = (real(x) for x in (0.0, 0.5, 1.0, 2.0, 3.0, 4.0))
     c0, c1 = real(SH0), real(SH1)
@@ -274,14 +242,16 @@ def colour_kernels(real: Any, degree: int) -> tuple[wp.Kernel, wp.Kernel]:
     six, eight = real(6.0), real(8.0)
 
     @wp.func
+    def squares(d: vec3):
+        return d[0] * d[0], d[1] * d[1], d[2] * d[2]
+
+    @wp.func
     def basis(d: vec3):
         """All up to degree 3; the compiler drops what is not used."""
         x = d[0]
         y = d[1]
         z = d[2]
-        xx = x * x
-        yy = y * y
-        zz = z * z
+        xx, yy, zz = squares(d)
         return vec16(
             c0,
             -c1 * y,
@@ -307,9 +277,7 @@ def colour_kernels(real: Any, degree: int) -> tuple[wp.Kernel, wp.Kernel]:
         x = d[0]
         y = d[1]
         z = d[2]
-        xx = x * x
-        yy = y * y
-        zz = z * z
+        xx, yy, zz = squares(d)
         gx = -c1 * g[3]
         gy = -c1 * g[1]
         gz = c1 * g[2]
@@ -325,7 +293,7 @@ def colour_kernels(real: Any, degree: int) -> tuple[wp.Kernel, wp.Kernel]:
         return vec3(gx, gy, gz)
 
     @wp.func
-    def sum_of(coefficients: wp.array(dtype=vec3), first: wp.int32, y: vec16):
+    def sum_of(coefficients: reals3, first: wp.int32, y: vec16):
         total = vec3(half)
         for k in range(terms):
             total += y[k] * coefficients[first + k]
@@ -333,15 +301,9 @@ def colour_kernels(real: Any, degree: int) -> tuple[wp.Kernel, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def forward(
-        start: wp.int32,
-        views: wp.int32,
-        count: wp.int32,
-        radii: wp.array(dtype=real),
-        means: wp.array(dtype=vec3),
-        coefficients: wp.array(dtype=vec3),
-        positions: wp.array(dtype=vec3),
-        colours: wp.array(dtype=vec3),
-    ):
+        start: wp.int32, views: wp.int32, count: wp.int32, radii: reals, means: reals3, coefficients: reals3,
+        positions: reals3, colours: reals3,
+    ):  # fmt: skip
         g = start + wp.tid()
         for b in range(views):
             colour = vec3()
@@ -352,17 +314,9 @@ def colour_kernels(real: Any, degree: int) -> tuple[wp.Kernel, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def adjoint(
-        start: wp.int32,
-        views: wp.int32,
-        count: wp.int32,
-        radii: wp.array(dtype=real),
-        means: wp.array(dtype=vec3),
-        coefficients: wp.array(dtype=vec3),
-        positions: wp.array(dtype=vec3),
-        to_colours: wp.array(dtype=vec3),
-        to_coefficients: wp.array(dtype=vec3),
-        to_direction: wp.array(dtype=vec3),
-    ):
+        start: wp.int32, views: wp.int32, count: wp.int32, radii: reals, means: reals3, coefficients: reals3,
+        positions: reals3, to_colours: reals3, to_coefficients: reals3, to_direction: reals3,
+    ):  # fmt: skip
         g = start + wp.tid()
         for k in range(terms):
             to_coefficients[g * terms + k] = vec3()

@@ -26,6 +26,8 @@ def list_kernels(real: Any, width: int, counting: bool) -> tuple[wp.Kernel, wp.K
     """Count the tiles that Gaussians meet, and write them down."""
     vec2, vec3, shape = wp.types.vector(2, real), wp.types.vector(3, real), wp.types.vector(SHAPE, real)
     pair = wp.types.vector(2, wp.int32)
+    shapes_of, pairs_of, reals, reals2, reals3 = (wp.array(dtype=of) for of in (shape, pair, real, vec2, vec3))
+    ints, longs = wp.array(dtype=wp.int32), wp.array(dtype=wp.int64)
     zero, half, one, two = (real(x) for x in (0.0, 0.5, 1.0, 2.0))
     side, least = real(TILE), real(LEAST_ALPHA)
     slack = real(1e-2)  # pixels: rounding must not lose a pixel that alpha would keep
@@ -60,37 +62,30 @@ def list_kernels(real: Any, width: int, counting: bool) -> tuple[wp.Kernel, wp.K
         left = s[0] + s[8] * at - edge(at, s)
         return span(left, right, tiles)
 
+    @wp.func
+    def places_of(item: wp.int32, runs: wp.int32, total: wp.int32):
+        """The places of a run, first and past the last; and the first Gaussian of its view."""
+        length = (total + runs - 1) // runs
+        begin = item % runs * length
+        base = item // runs * total
+        return base + begin, base + wp.min(begin + length, total), base
+
     @wp.kernel(**OPTIONS)
     def count(
-        start: wp.int32,
-        runs: wp.int32,
-        total: wp.int32,
-        down: wp.int32,
-        across: wp.int32,
-        order: wp.array(dtype=wp.int64),
-        screen: wp.array(dtype=vec2),
-        conics: wp.array(dtype=vec3),
-        extent: wp.array(dtype=vec2),
-        opacity: wp.array(dtype=real),
-        features: wp.array(dtype=real),
-        depth: wp.array(dtype=real),
-        shapes: wp.array(dtype=shape),
-        rows: wp.array(dtype=real),
-        touched: wp.array(dtype=wp.int32),
-        tally: wp.array(dtype=wp.int32),
-    ):
+        start: wp.int32, runs: wp.int32, total: wp.int32, down: wp.int32, across: wp.int32, order: longs,
+        screen: reals2, conics: reals3, extent: reals2, opacity: reals, features: reals, depth: reals,
+        shapes: shapes_of, rows: reals, touched: ints, tally: ints,
+    ):  # fmt: skip
         # A shape: centre (0, 1), conic (2, 3, 4), opacity (5); half the height (6) of the ellipse within which alpha
         # is at least 1/255, half its width at the centre's height (7), and its slant, columns per row (8).
         item = start + wp.tid()
-        view = item // runs
-        run = item % runs
-        length = (total + runs - 1) // runs
+        tiles = down * across
         if wp.static(counting):
-            for j in range(down * across):
-                tally[item * down * across + j] = 0
-        for at in range(run * length, wp.min(run * length + length, total)):
-            p = view * total + at
-            g = view * total + wp.int32(order[p])
+            for j in range(tiles):
+                tally[item * tiles + j] = 0
+        begin, end, base = places_of(item, runs, total)
+        for p in range(begin, end):
+            g = base + wp.int32(order[p])
             c = screen[g]
             k = conics[g]
             met = wp.int32(0)
@@ -104,7 +99,7 @@ def list_kernels(real: Any, width: int, counting: bool) -> tuple[wp.Kernel, wp.K
                     met += wp.max(right - left, 0)
                     if wp.static(counting):
                         for column in range(left, right):
-                            j = item * down * across + row * across + column
+                            j = item * tiles + row * across + column
                             tally[j] = tally[j] + 1
             shapes[p] = s
             for f in range(width):
@@ -114,21 +109,14 @@ def list_kernels(real: Any, width: int, counting: bool) -> tuple[wp.Kernel, wp.K
 
     @wp.kernel(**OPTIONS)
     def fill(
-        start: wp.int32,
-        runs: wp.int32,
-        total: wp.int32,
-        down: wp.int32,
-        across: wp.int32,
-        shapes: wp.array(dtype=shape),
-        first: wp.array(dtype=wp.int32),
-        cursor: wp.array(dtype=wp.int32),
-        pairs: wp.array(dtype=pair),
-    ):
+        start: wp.int32, runs: wp.int32, total: wp.int32, down: wp.int32, across: wp.int32, shapes: shapes_of,
+        first: ints, tiles: ints, pairs: pairs_of,
+    ):  # fmt: skip
+        # By counting, `tiles` says where the run's next pair of each tile goes. Else pairs are by entry, and `tiles`
+        # becomes the tile of each.
         item = start + wp.tid()
-        view = item // runs
-        run = item % runs
-        length = (total + runs - 1) // runs
-        for p in range(view * total + run * length, view * total + wp.min(run * length + length, total)):
+        begin, end, base = places_of(item, runs, total)
+        for p in range(begin, end):
             e = first[p]
             if first[p + 1] > e:
                 s = shapes[p]
@@ -136,36 +124,16 @@ def list_kernels(real: Any, width: int, counting: bool) -> tuple[wp.Kernel, wp.K
                 for row in range(top, bottom):
                     left, right = columns(s, row, across)
                     for column in range(left, right):
-                        j = item * down * across + row * across + column
-                        pairs[cursor[j]] = pair(p, e)
-                        cursor[j] = cursor[j] + 1
+                        if wp.static(counting):
+                            j = (item * down + row) * across + column
+                            pairs[tiles[j]] = pair(p, e)
+                            tiles[j] = tiles[j] + 1
+                        else:
+                            tiles[e] = (base // total * down + row) * across + column
+                            pairs[e] = pair(p, e)
                         e += 1
 
-    @wp.kernel(**OPTIONS)
-    def note(
-        start: wp.int32,
-        runs: wp.int32,
-        total: wp.int32,
-        down: wp.int32,
-        across: wp.int32,
-        shapes: wp.array(dtype=shape),
-        first: wp.array(dtype=wp.int32),
-        tile: wp.array(dtype=wp.int32),
-        place: wp.array(dtype=wp.int32),
-    ):
-        p = start + wp.tid()
-        e = first[p]
-        if first[p + 1] > e:
-            s = shapes[p]
-            top, bottom = span(s[1] - s[6], s[1] + s[6], down)
-            for row in range(top, bottom):
-                left, right = columns(s, row, across)
-                for column in range(left, right):
-                    tile[e] = ((p // total) * down + row) * across + column
-                    place[e] = p
-                    e += 1
-
-    return count, fill if counting else note
+    return count, fill
 
 
 @functools.cache
@@ -181,6 +149,10 @@ def raster_kernels(
     row, every, add, sub, mul, div, fma, low, high, choose, total = lane_operations(real, lanes, native)
     shape, pair = wp.types.vector(SHAPE, real), wp.types.vector(2, wp.int32)
     vec2, vec3, six = (wp.types.vector(n, real) for n in (2, 3, 6))
+    shapes_of, pairs_of, pixels, reals, reals2, reals3 = (
+        wp.array(dtype=of) for of in (shape, pair, row, real, vec2, vec3)
+    )
+    ints, longs = wp.array(dtype=wp.int32), wp.array(dtype=wp.int64)
     area, rows, colours = wp.constant(planes * tall), wp.constant(tall), wp.constant(planes)  # sizes of local arrays
     zero, half, one, past = real(0.0), real(0.5), real(1.0), real(tall)
     least, most, dark = real(LEAST_ALPHA), real(MOST_ALPHA), real(DARK)
@@ -246,19 +218,9 @@ def raster_kernels(
 
     @wp.kernel(**OPTIONS)
     def forward(
-        start: wp.int32,
-        down: wp.int32,
-        across: wp.int32,
-        ends: wp.array(dtype=wp.int32),
-        pairs: wp.array(dtype=pair),
-        shapes: wp.array(dtype=shape),
-        features: wp.array(dtype=real),
-        seen: wp.array(dtype=row),
-        far: wp.array(dtype=row),
-        alpha: wp.array(dtype=row),
-        through: wp.array(dtype=row),
-        last: wp.array(dtype=row),
-    ):
+        start: wp.int32, down: wp.int32, across: wp.int32, ends: ints, pairs: pairs_of, shapes: shapes_of,
+        features: reals, seen: pixels, far: pixels, alpha: pixels, through: pixels, last: pixels,
+    ):  # fmt: skip
         tile, view, top, left = corner(start + wp.tid(), down, across)
         xs = centres(left)
         y0 = real(top) + half
@@ -309,20 +271,9 @@ def raster_kernels(
 
     @wp.kernel(**OPTIONS)
     def adjoint(
-        start: wp.int32,
-        down: wp.int32,
-        across: wp.int32,
-        ends: wp.array(dtype=wp.int32),
-        pairs: wp.array(dtype=pair),
-        shapes: wp.array(dtype=shape),
-        features: wp.array(dtype=real),
-        to_seen: wp.array(dtype=row),
-        to_far: wp.array(dtype=row),
-        to_alpha: wp.array(dtype=row),
-        through: wp.array(dtype=row),
-        last: wp.array(dtype=row),
-        slots: wp.array(dtype=real),
-    ):
+        start: wp.int32, down: wp.int32, across: wp.int32, ends: ints, pairs: pairs_of, shapes: shapes_of,
+        features: reals, to_seen: pixels, to_far: pixels, to_alpha: pixels, through: pixels, last: pixels, slots: reals,
+    ):  # fmt: skip
         # From the far end of the list. With g_i = (gradient of the pixel) . c_i and w_i = T_i alpha_i:
         #     dL/dalpha_i = T_i g_i - (sum_{j>i} w_j g_j - T_end dL/dalpha_pixel) / (1 - alpha_i)
         # and T_i = T_{i+1} / (1 - alpha_i).
@@ -423,19 +374,9 @@ def raster_kernels(
 
     @wp.kernel(**OPTIONS)
     def gather(
-        start: wp.int32,
-        count: wp.int32,
-        order: wp.array(dtype=wp.int64),
-        first: wp.array(dtype=wp.int32),
-        shapes: wp.array(dtype=shape),
-        slots: wp.array(dtype=real),
-        to_screen: wp.array(dtype=vec2),
-        to_conics: wp.array(dtype=vec3),
-        to_spread: wp.array(dtype=vec2),
-        to_opacity: wp.array(dtype=real),
-        to_features: wp.array(dtype=real),
-        to_depth: wp.array(dtype=real),
-    ):
+        start: wp.int32, count: wp.int32, order: longs, first: ints, shapes: shapes_of, slots: reals,
+        to_screen: reals2, to_conics: reals3, to_spread: reals2, to_opacity: reals, to_features: reals, to_depth: reals,
+    ):  # fmt: skip
         p = start + wp.tid()
         g = p // count * count + wp.int32(order[p])
         s = shapes[p]

@@ -112,6 +112,8 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
     cube, wrap = border == "cube", border == "wrap"
     row, point = wp.types.vector(channels, real), wp.types.vector(3 if cube else 2, real)
     vec2, vec3, quad = wp.types.vector(2, real), wp.types.vector(3, real), wp.types.vector(4, wp.int32)
+    rows, points, reals, quads = (wp.array(dtype=of) for of in (row, point, real, quad))
+    ints = wp.array(dtype=wp.int32)
     zero, half, one = real(0.0), real(0.5), real(1.0)
     lining = 2 if cube else 0  # texels of a row that are not its own
     turn, chunk = ROWS, CHUNK
@@ -198,7 +200,7 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
         return wp.clamp(i, 0, size - 1)
 
     @wp.func
-    def levels_of(level: wp.array(dtype=real), n: wp.int32, levels: wp.int32):
+    def levels_of(level: reals, n: wp.int32, levels: wp.int32):
         """The level of a lookup, whole part and fraction."""
         if level.shape[0] == 0:
             return wp.int32(0), zero
@@ -211,7 +213,14 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
         return lower, x - real(lower)
 
     @wp.func
-    def window(shape: wp.array(dtype=quad), level: wp.int32, texture: wp.int32):
+    def found(n: wp.int32, per_texture: wp.int32, shape: quads, at: points, level: reals):
+        """Of a lookup: its texture and its place in it, and its level, whole part and fraction."""
+        texture, p = place(at[n], n, per_texture)
+        lower, fraction = levels_of(level, n, shape.shape[0])
+        return texture, p, lower, fraction
+
+    @wp.func
+    def window(shape: quads, level: wp.int32, texture: wp.int32):
         """Of one texture on one level: height, width, its first texel, and its first row among all rows."""
         s = shape[level]
         return quad(s[0], s[1], s[2] + texture * s[0] * s[1], s[3] + texture * s[0])
@@ -232,7 +241,7 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
         return quad(top + left, top + right, bottom + left, bottom + right), x - x0, y - y0, j
 
     @wp.func
-    def mean(texels: wp.array(dtype=row), p: vec2, s: quad):
+    def mean(texels: rows, p: vec2, s: quad):
         t, x, y, _j = around(p, s)
         top = texels[t[0]] + x * (texels[t[1]] - texels[t[0]])
         bottom = texels[t[2]] + x * (texels[t[3]] - texels[t[2]])
@@ -240,24 +249,17 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def forward(
-        start: wp.int32,
-        per_texture: wp.int32,
-        shape: wp.array(dtype=quad),
-        at: wp.array(dtype=point),
-        level: wp.array(dtype=real),
-        texels: wp.array(dtype=row),
-        out: wp.array(dtype=row),
+        start: wp.int32, per_texture: wp.int32, shape: quads, at: points, level: reals, texels: rows, out: rows
     ):
         n = start + wp.tid()
-        texture, p = place(at[n], n, per_texture)
-        lower, fraction = levels_of(level, n, shape.shape[0])
+        texture, p, lower, fraction = found(n, per_texture, shape, at, level)
         value = mean(texels, p, window(shape, lower, texture))
         if fraction != zero and lower + 1 < shape.shape[0]:
             value += fraction * (mean(texels, p, window(shape, lower + 1, texture)) - value)
         out[n] = value
 
     @wp.func
-    def slopes(texels: wp.array(dtype=row), g: row, p: vec2, s: quad):
+    def slopes(texels: rows, g: row, p: vec2, s: quad):
         """Through the gradient that arrives: the derivatives along right and down, and the value."""
         t, x, y, _j = around(p, s)
         s0 = wp.dot(g, texels[t[0]])
@@ -271,19 +273,11 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def to_position(
-        start: wp.int32,
-        per_texture: wp.int32,
-        shape: wp.array(dtype=quad),
-        at: wp.array(dtype=point),
-        level: wp.array(dtype=real),
-        texels: wp.array(dtype=row),
-        to_out: wp.array(dtype=row),
-        to_at: wp.array(dtype=point),
-        to_level: wp.array(dtype=real),
-    ):
+        start: wp.int32, per_texture: wp.int32, shape: quads, at: points, level: reals, texels: rows, to_out: rows,
+        to_at: points, to_level: reals,
+    ):  # fmt: skip
         n = start + wp.tid()
-        texture, p = place(at[n], n, per_texture)
-        lower, fraction = levels_of(level, n, shape.shape[0])
+        texture, p, lower, fraction = found(n, per_texture, shape, at, level)
         near = slopes(texels, to_out[n], p, window(shape, lower, texture))
         further = vec3()
         if level.shape[0] > 0:
@@ -300,7 +294,7 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
         return ((s[3] + exists(y, s[0])) // turn) % bands
 
     @wp.func
-    def add(result: wp.array(dtype=row), g: row, p: vec2, s: quad, band: wp.int32, bands: wp.int32):
+    def add(result: rows, g: row, p: vec2, s: quad, band: wp.int32, bands: wp.int32):
         """Add g to the texels around p, in the rows that the band owns."""
         t, x, y, j = around(p, s)
         if bands == 1 or owner(j, s, bands) == band:
@@ -312,41 +306,25 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def to_texels(
-        start: wp.int32,
-        per_texture: wp.int32,
-        shape: wp.array(dtype=quad),
-        at: wp.array(dtype=point),
-        level: wp.array(dtype=real),
-        to_out: wp.array(dtype=row),
-        result: wp.array(dtype=row),
+        start: wp.int32, per_texture: wp.int32, shape: quads, at: points, level: reals, to_out: rows, result: rows
     ):
         n = start + wp.tid()
-        texture, p = place(at[n], n, per_texture)
-        lower, fraction = levels_of(level, n, shape.shape[0])
+        texture, p, lower, fraction = found(n, per_texture, shape, at, level)
         add(result, (one - fraction) * to_out[n], p, window(shape, lower, texture), 0, 1)
         if fraction != zero and lower + 1 < shape.shape[0]:
             add(result, fraction * to_out[n], p, window(shape, lower + 1, texture), 0, 1)
 
     @wp.kernel(**OPTIONS)
     def sort(
-        start: wp.int32,
-        per_texture: wp.int32,
-        shape: wp.array(dtype=quad),
-        at: wp.array(dtype=point),
-        level: wp.array(dtype=real),
-        bands: wp.int32,
-        parts: wp.int32,
-        buckets: wp.array(dtype=wp.int32),
-        ends: wp.array(dtype=wp.int32),
-        owners: wp.array(dtype=wp.int32),
-    ):
+        start: wp.int32, per_texture: wp.int32, shape: quads, at: points, level: reals, bands: wp.int32,
+        parts: wp.int32, buckets: ints, ends: ints, owners: ints,
+    ):  # fmt: skip
         # One chunk of lookups: a counting sort of their parts by owner; a part with rows of two owners is in both.
         item = start + wp.tid()
         begin = item * chunk
         end = wp.min(begin + chunk, at.shape[0])
         for n in range(begin, end):
-            texture, p = place(at[n], n, per_texture)
-            lower, fraction = levels_of(level, n, shape.shape[0])
+            texture, p, lower, fraction = found(n, per_texture, shape, at, level)
             for part in range(parts):
                 pair = wp.int32(-1)
                 if part == 0 or (fraction != zero and lower + 1 < shape.shape[0]):
@@ -377,18 +355,9 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
 
     @wp.kernel(**OPTIONS)
     def to_rows(
-        start: wp.int32,
-        per_texture: wp.int32,
-        shape: wp.array(dtype=quad),
-        at: wp.array(dtype=point),
-        level: wp.array(dtype=real),
-        bands: wp.int32,
-        parts: wp.int32,
-        buckets: wp.array(dtype=wp.int32),
-        ends: wp.array(dtype=wp.int32),
-        to_out: wp.array(dtype=row),
-        result: wp.array(dtype=row),
-    ):
+        start: wp.int32, per_texture: wp.int32, shape: quads, at: points, level: reals, bands: wp.int32,
+        parts: wp.int32, buckets: ints, ends: ints, to_out: rows, result: rows,
+    ):  # fmt: skip
         band = start + wp.tid()
         for bucket in range(ends.shape[0] // bands):
             begin = 2 * bucket * chunk * parts
@@ -397,8 +366,7 @@ def _kernels(real: Any, channels: int, border: str) -> dict[str, wp.Kernel]:
             for i in range(begin, ends[bucket * bands + band]):
                 n = buckets[i] // parts
                 upper = buckets[i] % parts
-                texture, p = place(at[n], n, per_texture)
-                lower, fraction = levels_of(level, n, shape.shape[0])
+                texture, p, lower, fraction = found(n, per_texture, shape, at, level)
                 weight = one - fraction
                 if upper == 1:
                     weight = fraction
