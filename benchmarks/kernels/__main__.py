@@ -82,7 +82,8 @@ def plot(chosen: list[Workload], where: torch.device, rounds: int, file: Path) -
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(11, 5), layout="constrained")
+    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     print("milliseconds at " + ", ".join(f"{scale:g}" for scale in SCALES) + " of the size; growth over the last step")
     for workload in chosen:
         times = []
@@ -94,7 +95,7 @@ def plot(chosen: list[Workload], where: torch.device, rounds: int, file: Path) -
         axes.loglog(SCALES, times, marker="o", label=workload.name)
     axes.loglog(SCALES, [100 * s for s in SCALES], color="grey", linestyle=":", label="linear")
     axes.set(xlabel="share of the workload's size", ylabel="ms, forward and backward")
-    axes.legend(fontsize=6)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(file, dpi=120)
     print(f"wrote {file}")
 

@@ -22,6 +22,8 @@ class Samples:
     t       [S] distance from the ray's origin
     length  [S] the length of ray that a sample stands for
     offsets [R+1] int32, ray r owns the samples offsets[r] to offsets[r+1] - 1
+
+    Memory: 12 bytes a sample and 4 a ray, in float32.
     """
 
     ray: Tensor

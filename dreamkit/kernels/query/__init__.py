@@ -50,6 +50,9 @@ def surface(vertices: Tensor, faces: Tensor, *, backend: str = "auto") -> Surfac
         faces: [F, 3] integers into vertices; both sides of a face are hit.
         backend: "warp" (a bounding volume hierarchy), "reference" (every ray against every face), or "auto" = warp.
 
+    Memory: on Warp some 100 bytes a face for the hierarchy, and 24 bytes an answer; the reference takes some 200 bytes
+    for every pair of a face and one of 1024 rays or points at a time.
+
     Raises ValueError for other shapes, InputError for a backend that is not there.
     """
     if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
