@@ -83,7 +83,7 @@ def plot(chosen: list[Workload], where: torch.device, rounds: int, file: Path) -
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(11, 5), layout="constrained")
-    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
+    axes.set_prop_cycle(color=[pyplot.get_cmap("tab20")(i) for i in range(20)])
     print("milliseconds at " + ", ".join(f"{scale:g}" for scale in SCALES) + " of the size; growth over the last step")
     for workload in chosen:
         times = []

@@ -5,6 +5,7 @@ A peer returns None for a workload it has no counterpart of, or where it cannot 
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def _drjit_hashgrid(shape: HashGridShape, points: int) -> Callable[[], object]:
     from drjit.llvm.ad import Array3f, Float32
     from drjit.nn import HashGridEncoding
 
-    encoding = HashGridEncoding(
+    encoding: Any = HashGridEncoding(
         dtype=Float32,
         dimension=3,
         n_levels=shape.levels,

@@ -178,13 +178,13 @@ def splat_job(count: int, size: int) -> Callable[[torch.device, float], Job]:
         number, side = int(count * scale), int(size * math.sqrt(scale))
         draw = torch.Generator().manual_seed(0)
         direction = torch.nn.functional.normalize(torch.randn(number, 3, generator=draw), dim=1)
-        means = direction * torch.rand(number, 1, generator=draw) ** (1 / 3)
-        quaternions = torch.randn(number, 4, generator=draw)
-        scales = 0.5 * number ** (-1 / 3) * torch.exp(0.5 * torch.randn(number, 3, generator=draw))
+        places = direction * torch.rand(number, 1, generator=draw) ** (1 / 3)
+        turns = torch.randn(number, 4, generator=draw)
+        sizes = 0.5 * number ** (-1 / 3) * torch.exp(0.5 * torch.randn(number, 3, generator=draw))
         tensors = [
-            means,
-            quaternions,
-            scales,
+            places,
+            turns,
+            sizes,
             torch.rand(number, generator=draw),
             torch.rand(number, 3, generator=draw),
         ]
@@ -195,7 +195,8 @@ def splat_job(count: int, size: int) -> Callable[[torch.device, float], Job]:
         def run(backend: str) -> None:
             for leaf in leaves:
                 leaf.grad = None
-            seen = splat(*leaves, camera, backend=backend)
+            means, quaternions, scales, opacities, features = leaves
+            seen = splat(means, quaternions, scales, opacities, features, camera, backend=backend)
             torch.autograd.backward([seen.features, seen.alpha], gradients)
 
         return run
