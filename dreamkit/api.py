@@ -20,7 +20,7 @@ from dreamkit.errors import InputError, RunError, nearest
 from dreamkit.export import Exported, Picture, export_picture
 from dreamkit.export import export as write_files
 from dreamkit.guidance import noise, rules
-from dreamkit.guidance.estimate import Guided
+from dreamkit.guidance.estimate import Guided, NoiseFree, PerpNeg
 from dreamkit.guidance.rule import Rule
 from dreamkit.images import png
 from dreamkit.meshes import Mesh
@@ -197,7 +197,7 @@ def _in_system(rule: Rule, system: Rule) -> Rule:
     if not isinstance(system.trust, Guided):
         return rule
     scale = system.trust.scale
-    mixing = (Guided, noise.Stepped, noise.Simulated)
+    mixing = (Guided, PerpNeg, NoiseFree, noise.Stepped, noise.Simulated)
     found = {name: getattr(rule, name) for name in ("trust", "subtract", "noise")}
     scaled: dict[str, Any] = {
         name: replace(piece, scale=scale) for name, piece in found.items() if isinstance(piece, mixing)

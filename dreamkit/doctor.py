@@ -20,6 +20,7 @@ from dreamkit.kernels import choose
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.recipe import load, names
 from dreamkit.representations import REPRESENTATIONS
+from dreamkit.schedule import resolve
 from dreamkit.streams import Streams
 
 PACKAGES = ("torch", "warp-lang", "diffusers", "transformers", "trimesh", "xatlas", "imageio-ffmpeg")
@@ -88,9 +89,10 @@ def _costs(rule: rules.Rule) -> str:
     samples, calls = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((prior.samples, "sample"), (prior.calls, "call")))
     walks = isinstance(rule.noise, Inverted | Simulated)  # a path, whose length depends on the level
     facts = [f"{'about ' if walks else ''}{samples} in {calls}"]
-    scale = getattr(rule.trust, "scale", None)
-    if scale is not None:
-        facts.append(f"scale {scale if isinstance(scale, float) else f'{scale.start} to {scale.end}'}")
+    ends = (getattr(resolve(rule, progress).trust, "scale", None) for progress in (0.0, 1.0))
+    scales = list(dict.fromkeys(f"{scale:g}" for scale in ends if scale is not None))
+    if scales:
+        facts.append("scale " + " to ".join(scales))
     if parts:
         facts.append("trains " + ", ".join(parts))
     if any(ask.image == "source" for ask in rule.asks()):

@@ -90,7 +90,7 @@ def export_picture(scene: CanvasScene, folder: Path, history: Path | None = None
     with torch.no_grad():
         rgb = torch.sigmoid(scene.logits)
     write_whole(folder / "picture.png", png(rgb))
-    films = [write_film(history, folder / "history.gif")] if history else []
+    films = [write_film(history, folder / "history.gif")] if history and [*history.glob("step_*.png")] else []
     return Picture((folder / "picture.png", *films), (rgb.shape[1], rgb.shape[2]))
 
 

@@ -61,21 +61,6 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class Piecewise:
-    """Straight lines through points (progress, value), in order of progress; constant outside."""
-
-    points: tuple[tuple[float, float], ...]
-
-    def at(self, progress: float) -> float:
-        before, value = self.points[0]
-        for after, end in self.points:
-            if progress < after:
-                return value + (end - value) * _fraction(progress, before, after)
-            before, value = after, end
-        return value
-
-
-@dataclass(frozen=True)
 class DreamTime:
     """Fractions of the noise schedule from high to low, slow where they matter (DreamTime, arXiv:2306.12422).
 
@@ -113,7 +98,7 @@ def _solve(mass: Callable[[float], float], wanted: float, first: float, last: fl
     return (first + last) / 2
 
 
-Schedule = Linear | Geometric | Sqrt | Switch | Piecewise | DreamTime
+Schedule = Linear | Geometric | Sqrt | Switch | DreamTime
 Number = float | Schedule
 
 

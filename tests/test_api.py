@@ -34,7 +34,7 @@ def test_a_rule_without_a_mix_keeps_its_own_estimates():
 
 def test_a_rule_of_two_levels_keeps_its_second_one_in_the_systems_range():
     own = load("toybox").stages[0].guides[0].rule
-    for name in ("asd", "ism", "cds", "diverse_sd", "vsd"):
+    for name in ("asd", "ism", "cds", "diverse_sd", "vsd", "nfsd", "sds_perp_neg"):
         rule = composed(guidance=name).stages[0].guides[0].rule
         published = api.rules_by_name()[name]
         assert type(rule.levels) is type(published.levels)

@@ -285,7 +285,7 @@ def test_list_guidance_says_what_every_rule_takes(capfd):
     _, found, _ = run(capfd, "list", "guidance")
     assert "sds              Score Distillation" in found
     for line, cost in (
-        ("sds ", "[2 samples in 1 call; scale 101.0]"),
+        ("sds ", "[2 samples in 1 call; scale 101]"),
         ("vsd ", "trains student; the prior needs student"),
     ):
         (entry,) = (text for text in found.splitlines() if text.startswith(f"  {line}"))

@@ -15,7 +15,7 @@ from dreamkit.errors import InputError, nearest
 from dreamkit.images import Images
 from dreamkit.meshes import Mesh, coloured, join
 from dreamkit.prompts import EIGHT, read_list, view_of, views_of, with_view
-from dreamkit.schedule import Geometric, Linear, Sqrt, Switch, resolve
+from dreamkit.schedule import DreamTime, Geometric, Linear, Sqrt, Switch, resolve
 from dreamkit.streams import Streams
 
 # ---- Cameras. Positions are products of a few float32 roundings, 6e-8 each: 1e-6 relative holds easily.
@@ -245,6 +245,20 @@ def test_draws_of_neighbouring_steps_are_independent():
     rows = torch.stack([Streams(0, step).normal("noise", (1000,)) for step in range(20)])
     correlation = torch.corrcoef(rows) - torch.eye(20)
     assert float(correlation.abs().max()) < 5 / math.sqrt(1000)  # 5 standard errors of a correlation of 1000 pairs
+
+
+def test_dream_time_spends_its_steps_as_its_density_says():
+    """Against the density summed over a fine grid: the share of it above at(progress) is the progress."""
+    u = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    high, low = torch.exp(-((u - 0.8) ** 2) / (2 * 0.3**2)), torch.exp(-((u - 0.5) ** 2) / (2 * 0.1**2))
+    density = torch.where(u > 0.8, high, torch.where(u < 0.5, low, torch.ones_like(u)))
+    above = 1 - density.cumsum(0) / density.sum()
+    values = [DreamTime().at(i / 50) for i in range(51)]
+    assert values == sorted(values, reverse=True)
+    assert (values[0], values[-1]) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-6))
+    for i, value in enumerate(values):
+        share = float(above[round(value * 200_000)])
+        assert share == pytest.approx(i / 50, abs=2e-5)  # the grid's cell has 5e-6 of u, and a density of 1.6 at most
 
 
 # ---- Prompts

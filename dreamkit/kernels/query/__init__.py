@@ -50,8 +50,8 @@ def surface(vertices: Tensor, faces: Tensor, *, backend: str = "auto") -> Surfac
         faces: [F, 3] integers into vertices; both sides of a face are hit.
         backend: "warp" (a bounding volume hierarchy), "reference" (every ray against every face), or "auto" = warp.
 
-    Memory: on Warp some 100 bytes a face for the hierarchy, and 24 bytes an answer; the reference takes some 200 bytes
-    for every pair of a face and one of 1024 rays or points at a time.
+    Memory: 24 bytes an answer, beside Warp's hierarchy over the faces; the reference holds every face against 1024 rays
+    or points at a time.
 
     Raises ValueError for other shapes, InputError for a backend that is not there.
     """
