@@ -7,7 +7,7 @@ that is killed and resumed ends in the same bits as one that was not (on CUDA, u
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -27,7 +27,7 @@ from dreamkit.priors.prior import Condition, Prior, view_conditions
 from dreamkit.prompts import views_of
 from dreamkit.recipe import Guide, Recipe, Stage
 from dreamkit.representations.canvas import CanvasScene
-from dreamkit.representations.representation import Scene
+from dreamkit.representations.representation import Group, Representation, Scene, Startable
 from dreamkit.run import Run, flatten, unflatten
 from dreamkit.schedule import fixed
 from dreamkit.streams import Streams
@@ -127,7 +127,9 @@ def take_step(
     with clock("update"):
         if not bad:
             state.optimiser.step()
-            state.scene.after_step(local, streams)
+            rows = state.scene.after_step(local, streams)
+            if rows is not None:
+                state.optimiser = carried(state.optimiser, state.scene.parameters(now.representation), rows)
     state.step += 1
     state.skipped = state.skipped + 1 if bad else 0
     alpha = images.alpha.detach()
@@ -184,6 +186,9 @@ def rehearse(recipe: Recipe, priors: dict[Any, Prior], prompt: str, device: torc
     """Take every stage's first and last step on a scene that is thrown away, so that what cannot work is said before
     anything is spent. Raises InputError."""
     for number, stage in enumerate(recipe.stages):
+        before = recipe.stages[max(number - 1, 0)].representation
+        if type(stage.representation) is not type(before):
+            _startable(stage.representation, before)
         try:
             state = fresh(stage, 0, device, priors)
             for state.step in dict.fromkeys((0, stage.steps - 1)):
@@ -204,9 +209,15 @@ def stage_of(recipe: Recipe, step: int) -> tuple[Stage, int]:
     return recipe.stages[-1], first - recipe.stages[-1].steps
 
 
-def fresh(stage: Stage, seed: int, device: torch.device, priors: dict[Any, Prior] | None = None) -> State:
-    """The state in which a stage begins; without priors, that of the scene only."""
-    scene = stage.representation.build(device, Streams(seed, -1))
+def fresh(
+    stage: Stage,
+    seed: int,
+    device: torch.device,
+    priors: dict[Any, Prior] | None = None,
+    scene: Scene | None = None,
+) -> State:
+    """The state in which a stage begins, with a scene of its own or with the one given; without priors, no parts."""
+    scene = scene or stage.representation.build(device, Streams(seed, -1))
     groups = scene.parameters(stage.at(0).representation)
     optimiser = torch.optim.Adam(
         [dict(group) for group in groups], betas=stage.adam.betas, eps=stage.adam.eps, fused=True
@@ -234,10 +245,12 @@ def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pr
     step, tensors, facts = found
     # The state after a stage's last step still belongs to that stage.
     stage, _ = stage_of(recipe, max(step - 1, 0))
-    state = fresh(stage, run.seed, device, priors)
+    scene = stage.representation.build(device, Streams(run.seed, -1))
     try:
         saved = unflatten(tensors, facts["structure"])
-        state.scene.load(saved["scene"])
+        scene.load(saved["scene"])
+        # Only now: a scene may have grown since it was built, and the optimiser holds its tensors.
+        state = fresh(stage, run.seed, device, priors, scene)
         state.optimiser.load_state_dict(saved["optimiser"])
         for guide, parts in state.parts.items():
             for name, part in parts.items():
@@ -259,14 +272,61 @@ def _begin(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pri
 def _next_stage(recipe: Recipe, seed: int, state: State, device: torch.device, priors: dict[Any, Prior]) -> State:
     """The state a later stage starts in: the scene as it is, under the stage's own settings, and a fresh optimiser."""
     stage, first = stage_of(recipe, state.step)
-    new = fresh(stage, seed, device, priors)
+    before, _ = stage_of(recipe, first - 1)
     try:
-        new.scene.load(state.scene.state())
+        scene = handed_over(state.scene, before.representation, stage.representation, seed, device)
     except ValueError as error:
         raise RunError(
             f"the stage that starts at step {first} cannot go on with the scene of the stage before it: {error}"
         ) from error
+    new = fresh(stage, seed, device, priors, scene)
     return replace(new, step=state.step, attempt=state.attempt, skipped=state.skipped)
+
+
+def handed_over(scene: Scene, before: Representation, spec: Representation, seed: int, device: torch.device) -> Scene:
+    """The scene as one of `spec`: with the same contents if it is of that kind already, else converted to it.
+
+    Raises ValueError for contents that do not fit, InputError for a kind that cannot start from another scene.
+    """
+    streams = Streams(seed, -1)
+    if type(spec) is type(before):
+        new = spec.build(device, streams)
+        new.load(scene.state())
+        return new
+    return _startable(spec, before).from_scene(scene, device, streams)
+
+
+def _startable(spec: Representation, before: Representation) -> Startable:
+    if not isinstance(spec, Startable):
+        raise InputError(
+            f"{type(spec).__name__} cannot start from another scene, so not from one of {type(before).__name__}: "
+            "give the stages the same representation."
+        )
+    return spec
+
+
+def carried(optimiser: torch.optim.Optimizer, groups: Sequence[Group], rows: Mapping[str, Tensor]) -> torch.optim.Adam:
+    """An optimiser for the new tensors of a scene whose rows were added, dropped or moved.
+
+    The statistics of each group named in `rows` follow their rows (`Scene.after_step`); the others stay.
+    """
+    new = torch.optim.Adam([dict(group) for group in groups], **optimiser.defaults)
+    for old, mine in zip(optimiser.param_groups, new.param_groups, strict=True):
+        source = rows.get(mine["name"])
+        for before, after in zip(old["params"], mine["params"], strict=True):
+            if before in optimiser.state:
+                statistics = optimiser.state[before]
+                new.state[after] = {
+                    name: value if source is None or value.shape != before.shape else _taken(value, source)
+                    for name, value in statistics.items()
+                }
+    return new
+
+
+def _taken(value: Tensor, rows: Tensor) -> Tensor:
+    """value[rows], with zeros where the row is -1."""
+    known = (rows >= 0).reshape(-1, *[1] * (value.dim() - 1))
+    return torch.where(known, value[rows.clamp(min=0)], torch.zeros_like(value[:1]))
 
 
 def _roll_back(

@@ -20,6 +20,7 @@ from dreamkit.priors import Bell, Gaussian
 from dreamkit.priors.analytic import AnalyticPrior
 from dreamkit.recipe import Guide, Recipe, load
 from dreamkit.representations import Scene
+from dreamkit.representations.canvas import Canvas
 from dreamkit.representations.hashgrid import HashGridScene
 from dreamkit.run import Run
 
@@ -229,3 +230,36 @@ def test_a_prior_that_answers_nan_is_named_and_not_silently_left_out(recipe, tmp
     monkeypatch.setattr(AnalyticPrior, "network", lambda self, z, level, c: network(self, z, level, c) * math.nan)
     with start(recipe, tmp_path / "run") as run, pytest.raises(RunError, match="guide0 not finite"):
         optimise(recipe, run)
+
+
+def test_statistics_follow_the_rows_of_a_scene_that_changed_its_tensors():
+    """Against Adam's own recurrence for each row: one that was kept, one that was doubled, one that is new."""
+    first = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    other = torch.zeros(3, requires_grad=True)
+    groups = [{"name": "rows", "params": [first], "lr": 0.1}, {"name": "other", "params": [other], "lr": 0.2}]
+    old = torch.optim.Adam([dict(group) for group in groups], betas=(0.9, 0.99), eps=1e-15, fused=True)
+    first.grad, other.grad = torch.tensor([[1.0, 2.0], [-1.0, 0.5]]), torch.ones(3)
+    old.step()
+
+    rows = torch.tensor([1, -1, 0, 1])
+    second = torch.zeros(4, 2, requires_grad=True)
+    groups[0]["params"] = [second]
+    new = loop.carried(old, groups, {"rows": rows})
+    second.grad, other.grad = torch.full((4, 2), 2.0), torch.ones(3)
+    new.step()
+
+    for row, source in enumerate(rows.tolist()):
+        for axis in range(2):
+            before = 0.0 if source < 0 else first.grad[source, axis].item()
+            mean = 0.9 * 0.1 * before + 0.1 * 2.0
+            square = 0.99 * 0.01 * before**2 + 0.01 * 4.0
+            step = 0.1 * (mean / (1 - 0.9**2)) / math.sqrt(square / (1 - 0.99**2))
+            assert second[row, axis].item() == pytest.approx(-step, rel=1e-5)  # float32
+    assert torch.allclose(other, torch.full((3,), -0.4))  # a constant gradient moves Adam by its rate
+
+
+def test_a_representation_that_cannot_start_from_another_is_refused_before_anything_runs(recipe):
+    stages = (*recipe.stages, replace(recipe.stages[0], representation=Canvas()))
+    priors = loop.load_priors(recipe, "a red ball", CPU)
+    with pytest.raises(InputError, match="Canvas cannot start from another scene"):
+        loop.rehearse(replace(recipe, stages=stages), priors, "a red ball", CPU)

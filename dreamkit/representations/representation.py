@@ -56,8 +56,12 @@ class Scene(Protocol):
         the same tensors."""
         ...
 
-    def after_step(self, step: int, streams: Streams) -> None:
-        """Upkeep after the optimiser's step number `step`: occupancy, densification."""
+    def after_step(self, step: int, streams: Streams) -> dict[str, Tensor] | None:
+        """Upkeep after the optimiser's step number `step`: occupancy, densification.
+
+        Where it replaces leaf tensors it returns, for each of their groups by name, rows [N_new] int64: the old row
+        from which each new one takes the optimiser's statistics, or -1 for none.
+        """
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -65,7 +69,8 @@ class Scene(Protocol):
         ...
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over a state. Raises ValueError if it is not one of this specification."""
+        """Take over a state; leaf tensors may be others afterwards. Raises ValueError if it is not one of this
+        specification."""
         ...
 
 
@@ -90,6 +95,15 @@ class Representation(Protocol):
 
     def build(self, device: torch.device | str, streams: Streams) -> Scene:
         """A fresh scene; its first values are drawn from `streams`."""
+        ...
+
+
+@runtime_checkable
+class Startable(Protocol):
+    """A specification whose scenes can start from a scene of another kind."""
+
+    def from_scene(self, scene: Scene, device: torch.device | str, streams: Streams) -> Scene:
+        """A scene that looks like the given one. Raises InputError for a kind it cannot start from."""
         ...
 
 
