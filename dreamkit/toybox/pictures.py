@@ -1,109 +1,198 @@
 """Training pictures of the toybox's world, made without end from a pool of rendered views.
 
-Casting rays is the slow part, and it depends only on kind and camera. So each kind is cast once from many random
-cameras, keeping for every ray the part it hits and the normal there; colour, light and background are then drawn anew
-for every picture, which costs almost nothing.
+Casting rays is the slow part, and it depends only on what stands where and on the camera. So every kind, and many pairs
+of kinds, are cast once from many random cameras, keeping for every ray the part it hits, the normal there, and where
+patterns are pale; colours, materials, light and background are then drawn anew for every picture, which costs little.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from dreamkit.cameras import Cameras
 from dreamkit.kernels.query import surface
 from dreamkit.meshes import join
 from dreamkit.prompts import EIGHT, FOUR, view_of
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
+from dreamkit.toybox.kinds import KINDS, SUPPORTS
+from dreamkit.toybox.world import Asked, Pair, Thing
 
 SUPERSAMPLE = 2
 AMBIENT = 0.6
+GLOSS, SHINE = 24.0, 0.55
+"""Exponent and strength of a shiny thing's highlight (Blinn 1977)."""
+
+SHARES = {"pair": 0.15, "second": 0.2, "material": 0.25}
+"""How often pictures show two things, a second colour, another material than matte."""
+
+Arrangement = tuple[str, ...]
+"""What stands where, without its colours: (kind,) or (kind, relation, kind)."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """V views of every kind at SUPERSAMPLE times the picture size.
+    """N views at SUPERSAMPLE times the picture size.
 
-    part [K, V, S, S] uint8: 0 is background, p + 1 the kind's part p. normal [K, V, S, S, 3] int8, times 127.
-    towards [K, V, 3]: unit direction from the object to the camera.
+    part [N, S, S] uint8: 0 is background, p + 1 part p. normal [N, S, S, 3] int8, times 127. pale [N, S, S] uint8:
+    bit m is set where material m of world.MATERIALS is pale. towards [N, 3]: unit direction to the camera.
     views: the view words of each, exact and rough, such as "left side" and "side".
+    kinds, pairs: which views show what.
     """
 
     part: Tensor
     normal: Tensor
+    pale: Tensor
     towards: Tensor
-    views: list[list[tuple[str, str]]]
+    views: list[tuple[str, str]]
+    kinds: dict[Arrangement, range]
+    pairs: dict[Arrangement, range]
 
 
-def cast_pool(views_per_kind: int, seed: int, device: torch.device, note: Callable[[str], None] = print) -> Pool:
-    """Cast every kind from `views_per_kind` random cameras of the world."""
-    parts, normals, towards, words = [], [], [], []
-    for number, kind in enumerate(world.KINDS):
-        cameras = world.CAMERAS.sample(views_per_kind, Streams(seed, number), "pool")
-        built = world.parts(kind)
-        mesh = join(*(m for m, _ in built))
-        owner = torch.cat([torch.full((len(m.faces),), i + 1) for i, (m, _) in enumerate(built)]).to(device)
-        normal = torch.as_tensor(mesh.face_normals, device=device)
-        ready = surface(torch.as_tensor(mesh.vertices, device=device), torch.as_tensor(mesh.faces, device=device))
-        size = cameras.height * SUPERSAMPLE
-        kind_parts, kind_normals = [], []
-        for start in range(0, views_per_kind, 64):
-            some = cameras[start : start + 64].to(device)
-            fine = replace(some, height=size, width=size)
-            origins, directions = (r.reshape(-1, 3).contiguous() for r in fine.rays())
-            face = ready.cast(origins, directions).face
-            hit, index = face >= 0, face.clamp(min=0)
-            towards_camera = torch.where((normal[index] * directions).sum(-1, keepdim=True) > 0, -1.0, 1.0)
-            kind_parts.append((owner[index] * hit).to(torch.uint8).reshape(-1, size, size))
-            facing = normal[index] * towards_camera * hit[:, None]
-            kind_normals.append((facing * 127).to(torch.int8).reshape(-1, size, size, 3))
-        parts.append(torch.cat(kind_parts))
-        normals.append(torch.cat(kind_normals))
-        towards.append(cameras.camera_to_world[:, :, 2].to(device))
-        pairs = zip(cameras.azimuth_degrees.tolist(), cameras.elevation_degrees.tolist(), strict=True)
-        words.append([(view_of(a, e, EIGHT), view_of(a, e, FOUR)) for a, e in pairs])
-        note(f"cast {views_per_kind} views of {kind}")
-    return Pool(torch.stack(parts), torch.stack(normals), torch.stack(towards), words)
+def cast_pool(
+    views_per_kind: int, seed: int, device: torch.device, note: Callable[[str], None] = print, pairs: int | None = None
+) -> Pool:
+    """Cast every kind from `views_per_kind` random cameras, and `pairs` random pairs from a 32nd of that each.
+
+    By default there are half as many pairs as views of a kind.
+    """
+    draw = random.Random(seed)
+    shown: list[tuple[Arrangement, int]] = [((kind,), views_per_kind) for kind in KINDS]
+    for _ in range(views_per_kind // 2 if pairs is None else pairs):
+        shown.append((_random_pair(draw), max(views_per_kind // 32, 1)))
+    found: dict[Arrangement, range] = {}
+    layers, cameras, total = list[tuple[Tensor, ...]](), list[Cameras](), 0
+    for number, (arrangement, count) in enumerate(shown):
+        if arrangement in found:
+            continue
+        cameras.append(world.CAMERAS.sample(count, Streams(seed, number), "pool"))
+        layers.append(cast(arrangement, cameras[-1], device))
+        found[arrangement] = range(total, total + count)
+        total += count
+        if number < len(KINDS) or number % 50 == 0:
+            note(f"cast {count} views of {' '.join(arrangement)}")
+    part, normal, pale = (torch.cat(layer) for layer in zip(*layers, strict=True))
+    words = []
+    for some in cameras:
+        angles = zip(some.azimuth_degrees.tolist(), some.elevation_degrees.tolist(), strict=True)
+        words += [(view_of(a, e, EIGHT), view_of(a, e, FOUR)) for a, e in angles]
+    towards = torch.cat([some.camera_to_world[:, :, 2] for some in cameras]).to(device)
+    singles = {a: r for a, r in found.items() if len(a) == 1}
+    return Pool(part, normal, pale, towards, words, singles, {a: r for a, r in found.items() if len(a) == 3})
+
+
+def _random_pair(draw: random.Random) -> Arrangement:
+    relation = draw.choice(world.RELATIONS)
+    second = draw.choice(SUPPORTS if relation == "on top of" else list(KINDS))
+    first = draw.choice([kind for kind in KINDS if kind != second])
+    return (first, relation, second)
+
+
+def pieces_of(arrangement: Arrangement) -> tuple[world.Piece, ...]:
+    return world.alone(*arrangement) if len(arrangement) == 1 else world.together(*arrangement)
+
+
+def cast(arrangement: Arrangement, cameras: Cameras, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Part, normal and pale bits of every ray, 64 views at a time."""
+    pieces = pieces_of(arrangement)
+    mesh = join(*(piece.mesh for piece in pieces))
+    owner = torch.cat([torch.full((len(p.mesh.faces),), i + 1) for i, p in enumerate(pieces)]).to(device)
+    normal = torch.as_tensor(mesh.face_normals, device=device)
+    ready = surface(torch.as_tensor(mesh.vertices, device=device), torch.as_tensor(mesh.faces, device=device))
+    size, layers = cameras.height * SUPERSAMPLE, []
+    for start in range(0, len(cameras), 64):
+        fine = replace(cameras[start : start + 64].to(device), height=size, width=size)
+        origins, directions = (r.reshape(-1, 3).contiguous() for r in fine.rays())
+        hits = ready.cast(origins, directions)
+        hit, index = hits.face >= 0, hits.face.clamp(min=0)
+        towards_camera = torch.where((normal[index] * directions).sum(-1, keepdim=True) > 0, -1.0, 1.0)
+        facing = normal[index] * towards_camera * hit[:, None]
+        # A little inside, so that a flat face on a border of the pattern does not flicker.
+        points = origins + directions * torch.where(hit, hits.distance, 0.0)[:, None] - 1e-3 * facing
+        pale = sum(world.pattern(points, m).to(torch.uint8) << bit for bit, m in enumerate(world.MATERIALS))
+        part = (owner[index] * hit).to(torch.uint8)
+        shape = (-1, size, size)
+        flat = (
+            part.reshape(shape),
+            (facing * 127).to(torch.int8).reshape(*shape, 3),
+            torch.as_tensor(pale).reshape(shape),
+        )
+        layers.append(flat)
+    part, facing, pale = (torch.cat(layer) for layer in zip(*layers, strict=True))
+    return part, facing, pale
 
 
 def batch(pool: Pool, count: int, streams: Streams) -> tuple[Tensor, list[str]]:
     """`count` pictures [N, 3, H, W] in [0, 1] and their captions, from the streams of one step."""
-    device = pool.part.device
     draw = random.Random(int(streams.generator("captions").initial_seed()))
-    kinds, colours = list(world.KINDS), list(world.COLOURS)
-    kind = [draw.randrange(len(kinds)) for _ in range(count)]
-    view = [draw.randrange(pool.part.shape[1]) for _ in range(count)]
-    colour = [draw.choice(colours) for _ in range(count)]
-    captions = [
-        world.caption(world.Thing(kinds[k], c), pool.views[k][v], draw)
-        for k, v, c in zip(kind, view, colour, strict=True)
-    ]
-    palettes = torch.stack([_palette(kinds[k], c) for k, c in zip(kind, colour, strict=True)])
-    where = (torch.tensor(kind, device=device), torch.tensor(view, device=device))
-    pictures = _shade(pool, where, palettes.to(device), streams)
-    return pictures, captions
+    asked, views = draw_asked(pool, count, draw)
+    captions = [world.caption(a, pool.views[v], draw) for a, v in zip(asked, views, strict=True)]
+    return shade(pool, asked, views, streams), captions
 
 
-def _palette(kind: str, colour: str) -> Tensor:
-    """[P, 3] colours by part number; row 0 is left for the background."""
-    own = [c or world.COLOURS[colour] for _, c in world.parts(kind)]
-    longest = max(len(world.parts(k)) for k in world.KINDS)
-    return torch.tensor([(0.0, 0.0, 0.0), *own, *[(0.0, 0.0, 0.0)] * (longest - len(own))])
+def draw_asked(pool: Pool, count: int, draw: random.Random) -> tuple[list[Asked], list[int]]:
+    """Random things and pairs in random colours and materials, and for each the number of a view of the pool."""
+    asked: list[Asked] = []
+    views = []
+    for _ in range(count):
+        two = bool(pool.pairs) and draw.random() < SHARES["pair"]
+        source = pool.pairs if two else pool.kinds
+        arrangement = draw.choice(list(source))
+        views.append(draw.choice(source[arrangement]))
+        things = [_dressed(kind, draw, plain=two) for kind in arrangement[::2]]
+        asked.append(Pair(things[0], arrangement[1], things[1]) if two else things[0])
+    return asked, views
 
 
-def _shade(pool: Pool, where: tuple[Tensor, Tensor], palettes: Tensor, streams: Streams) -> Tensor:
-    """Light from near the camera, plus ambient, on backgrounds of random grey or colour."""
-    part, normal = pool.part[where], pool.normal[where].float() / 127
-    count, size = part.shape[0], part.shape[1]
-    jitter = streams.normal("light", (count, 3), palettes) * 0.25
-    light = torch.nn.functional.normalize(pool.towards[where].to(palettes) + jitter, dim=-1)
-    diffuse = (normal * light[:, None, None, :]).sum(-1).clamp(min=0)
-    bright = (AMBIENT + (1 - AMBIENT) * diffuse)[..., None]
-    grey = streams.uniform("grey", (count, 1), palettes).expand(-1, 3)
-    tint = streams.uniform("tint", (count, 3), palettes)
-    background = torch.where(streams.uniform("plain", (count, 1), palettes) < 0.6, grey, tint)
-    albedo = palettes.gather(1, part.reshape(count, -1, 1).long().expand(-1, -1, 3)).reshape(count, size, size, 3)
-    rgb = torch.where(part[..., None] > 0, albedo * bright, background[:, None, None, :])
+def _dressed(kind: str, draw: random.Random, plain: bool) -> Thing:
+    """A kind in a random colour; unless plain, at times with a second colour or of another material."""
+    colours = draw.sample(list(world.COLOURS), 2)
+    second = colours[1] if not plain and draw.random() < SHARES["second"] else None
+    other = not plain and draw.random() < SHARES["material"]
+    return Thing(kind, colours[0], second, draw.choice(world.MATERIALS[1:]) if other else "matte")
+
+
+@cache
+def _palette(asked: Asked) -> Tensor:
+    """[P, 8] by part number, row 0 for the background: colour, pale colour, bit of the pattern (0 for none), strength
+    of the highlight."""
+    things = [asked] if isinstance(asked, Thing) else [asked.first, asked.second]
+    rows = [(0.0,) * 8]
+    for piece in world.placed(asked):
+        thing = things[piece.owner]
+        colour = world.paint_colour(piece.paint, thing)
+        patterned = piece.paint is None and thing.material in ("striped", "checkered")
+        bit = 1 << world.MATERIALS.index(thing.material) if patterned else 0
+        rows.append((*colour, *world.pale(colour), float(bit), SHINE if thing.material == "shiny" else 0.0))
+    return torch.tensor(rows)
+
+
+def shade(pool: Pool, asked: Sequence[Asked], views: Sequence[int], streams: Streams) -> Tensor:
+    """Pictures [N, 3, H, W]: light from near the camera, plus ambient, on backgrounds of random grey or colour."""
+    device, count = pool.part.device, len(views)
+    where = torch.tensor(views, device=device)
+    part, normal, towards = pool.part[where].long(), pool.normal[where].float() / 127, pool.towards[where]
+    palettes = torch.nn.utils.rnn.pad_sequence([_palette(one) for one in asked], batch_first=True).to(device)
+    colour, light, bit, shine = palettes[torch.arange(count, device=device)[:, None, None], part].split(
+        (3, 3, 1, 1), -1
+    )
+    is_pale = (bit.long() & pool.pale[where][..., None].long()) > 0
+    albedo = torch.where(is_pale, light, colour)
+    jitter = streams.normal("light", (count, 3), towards) * 0.25
+    lamp = torch.nn.functional.normalize(towards + jitter, dim=-1)
+    half = torch.nn.functional.normalize(towards + lamp, dim=-1)
+    diffuse, mirror = ((normal * d[:, None, None, :]).sum(-1, keepdim=True).clamp(min=0) for d in (lamp, half))
+    lit = albedo * (AMBIENT + (1 - AMBIENT) * diffuse) + shine * mirror**GLOSS
+    rgb = torch.where(part[..., None] > 0, lit.clamp(max=1), _backgrounds(count, towards, streams))
     return torch.nn.functional.avg_pool2d(rgb.permute(0, 3, 1, 2), SUPERSAMPLE)
+
+
+def _backgrounds(count: int, like: Tensor, streams: Streams) -> Tensor:
+    grey = streams.uniform("grey", (count, 1), like).expand(-1, 3)
+    tint = streams.uniform("tint", (count, 3), like)
+    plain = streams.uniform("plain", (count, 1), like) < 0.6
+    return torch.where(plain, grey, tint)[:, None, None, :]

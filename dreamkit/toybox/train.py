@@ -1,6 +1,8 @@
 """Train the toybox prior: one command, on a CPU or on CUDA, resumable, with data made on the fly.
 
     python -m dreamkit.toybox.train --folder toybox-run --steps 6000
+    python -m dreamkit.toybox.train --folder toybox-run --steps 6000 --start older/weights
+
 
 A UNet2DConditionModel on pixel-unshuffled pictures (64x64x3 becomes 16x16x48, exactly invertible) and a two-layer text
 transformer learn together to predict v = alpha eps - sigma x (Salimans and Ho, arXiv:2202.00512) under Stable
@@ -41,8 +43,10 @@ class Settings:
     rate: float = 1.2e-3
     ema: float = 0.998
     drop_caption: float = 0.1
-    views: int = 1024
+    views: int = 768
     seed: int = 0
+    start: str = ""
+    """Folder of exported weights to begin from, of the same architecture; its words may be others."""
 
 
 class Networks(torch.nn.Module):
@@ -127,6 +131,8 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
     torch.manual_seed(settings.seed)
     networks = Networks().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Networks().to(device)
+    if settings.start:
+        begin_from(Path(settings.start), networks)
     average.load_state_dict(networks.state_dict())
     optimiser = torch.optim.AdamW(networks.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.01)
     tokenizer, abar = make_tokenizer(), make_scheduler().alphas_cumprod.to(device)
@@ -147,6 +153,23 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
                 _save(folder, step + 1, networks, average, optimiser)
             _log(folder, step, loss, settings, time.monotonic() - began)
     export(average, folder / "weights")
+
+
+def begin_from(folder: Path, networks: Networks) -> None:
+    """Take over exported weights, word by word: what the older vocabulary lacks keeps its random beginning."""
+    from safetensors.torch import load_file
+
+    networks.unet.load_state_dict(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    text, mine = load_file(folder / "text_encoder" / "model.safetensors"), networks.text_encoder.state_dict()
+    old = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    for name, value in text.items():
+        if name.endswith("token_embedding.weight"):
+            for number, word in enumerate(_tokens()):
+                if word in old:
+                    mine[name][number] = value[old[word]]
+        else:
+            mine[name] = value
+    networks.text_encoder.load_state_dict(mine)
 
 
 def _loss(networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams) -> Tensor:
@@ -259,8 +282,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="checkpoint, log and, at the end, weights/")
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--batch", type=int, default=Settings.batch)
+    parser.add_argument("--rate", type=float, default=Settings.rate)
     parser.add_argument("--ema", type=float, default=Settings.ema)
     parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--start", default=Settings.start, help="exported weights to begin from")
     parser.add_argument("--device", default="auto")
     arguments = vars(parser.parse_args())
     folder, device = arguments.pop("folder"), devices.choose(arguments.pop("device"))

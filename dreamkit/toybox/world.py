@@ -1,293 +1,276 @@
-"""The toybox's world: small coloured things in a fixed pose, the words for them, and pictures of them.
+"""The toybox's world: small coloured things in a fixed pose, the words for them, and their true meshes.
 
-Every kind is built from primitives, stands upright with its front to +x, and fits a ball of radius RADIUS. One part
-takes the colour that the caption names; the others keep colours of their own. Because the world is procedural, the
-true mesh for a caption is known.
+A prompt of this world asks for one thing ("a striped red and blue mug") or for two in a relation ("a yellow duck on top
+of a blue table"). What is asked for stands upright with its front to +x and just fits a ball of radius RADIUS. Because
+the world is procedural, the true mesh for a prompt is known.
 """
 
 import itertools
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
+import torch
 
 from dreamkit.cameras import Orbit
 from dreamkit.errors import InputError, nearest
-from dreamkit.meshes import Mesh, coloured, join
+from dreamkit.kernels.query import surface
+from dreamkit.meshes import Mesh, join
 from dreamkit.prompts import EIGHT, FOUR
+from dreamkit.toybox.kinds import KINDS, RGB, SUPPORTS, Paint, Trim
 
 RADIUS = 0.8
 CAMERAS = Orbit(distance=(2.8, 3.2), fov_degrees=(33.0, 39.0), elevation_degrees=(-15.0, 75.0), size=64)
 
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLOURS: dict[str, RGB] = {
     "red": (0.85, 0.10, 0.10),
     "orange": (0.95, 0.50, 0.08),
     "yellow": (0.95, 0.85, 0.12),
     "green": (0.15, 0.65, 0.20),
+    "cyan": (0.15, 0.80, 0.85),
     "blue": (0.12, 0.28, 0.85),
     "purple": (0.50, 0.18, 0.70),
     "pink": (0.96, 0.52, 0.72),
     "brown": (0.45, 0.27, 0.13),
+    "black": (0.08, 0.08, 0.09),
     "gray": (0.50, 0.50, 0.52),
     "white": (0.95, 0.95, 0.95),
 }
-MAIN = None
-"""Stands where a part takes the caption's colour."""
-DARK, STEEL, WOOD = (0.10, 0.10, 0.12), (0.62, 0.64, 0.68), (0.48, 0.30, 0.16)
-CREAM, BEAK, GLASS, SUN = (0.93, 0.88, 0.76), (0.95, 0.55, 0.10), (0.62, 0.82, 0.92), (0.98, 0.85, 0.25)
 
-Part = tuple[Mesh, tuple[float, float, float] | None]
+MATERIALS = ("matte", "shiny", "striped", "checkered")
+"""Matte is what has no word. Shiny adds a highlight; stripes and checks alternate the main colour with a pale one."""
+STRIPE, CHECK = 0.16, 0.22
+"""Height of a stripe and side of a check, world units."""
 
-
-# --- primitives; all take centres and sizes in world units ---
-
-
-def box(centre: tuple[float, float, float], size: tuple[float, float, float]) -> Mesh:
-    import trimesh
-
-    return _placed(trimesh.creation.box(size), centre)
-
-
-def ball(centre: tuple[float, float, float], radii: float | tuple[float, float, float]) -> Mesh:
-    import trimesh
-
-    sphere = trimesh.creation.icosphere(subdivisions=3)
-    sphere.vertices *= np.broadcast_to(radii, 3)
-    return _placed(sphere, centre)
-
-
-def turned(profile: list[tuple[float, float]], centre: tuple[float, float] = (0.0, 0.0), sections: int = 48) -> Mesh:
-    """A solid of revolution round a vertical axis at `centre`; profile of (radius, z), counter-clockwise (going up)."""
-    import trimesh
-
-    solid = trimesh.creation.revolve(np.array(profile, dtype=float), sections=sections)
-    return _placed(solid, (*centre, 0.0))
-
-
-def rod(start: tuple[float, float, float], end: tuple[float, float, float], radius: float) -> Mesh:
-    import trimesh
-
-    return _placed(trimesh.creation.cylinder(radius, segment=np.array([start, end]), sections=32), (0, 0, 0))
-
-
-def spike(base: tuple[float, float, float], tip: tuple[float, float, float], radius: float) -> Mesh:
-    """A cone from the disc round `base` to the point `tip`."""
-    import trimesh
-
-    axis = np.subtract(tip, base)
-    cone = trimesh.creation.cone(radius, float(np.linalg.norm(axis)), sections=32)
-    cone.apply_transform(trimesh.geometry.align_vectors([0, 0, 1], axis / np.linalg.norm(axis)))
-    return _placed(cone, base)
-
-
-def ring(centre: tuple[float, float, float], major: float, minor: float, axis: tuple[float, float, float]) -> Mesh:
-    import trimesh
-
-    torus = trimesh.creation.torus(major, minor, major_sections=48, minor_sections=16)
-    torus.apply_transform(trimesh.geometry.align_vectors([0, 0, 1], np.array(axis, dtype=float)))
-    return _placed(torus, centre)
-
-
-def wheel(x: float, y: float, z: float, radius: float, width: float) -> Mesh:
-    return rod((x, y - width / 2, z), (x, y + width / 2, z), radius)
-
-
-# --- the kinds ---
-
-
-def mug() -> list[Part]:
-    cup = [(0, -0.5), (0.42, -0.5), (0.46, 0.5), (0.38, 0.5), (0.34, -0.4), (0, -0.4)]
-    return [(turned(cup), MAIN), (ring((0, 0.5, 0.0), 0.24, 0.075, (1, 0, 0)), MAIN)]
-
-
-def chair() -> list[Part]:
-    legs = [box((x, y, -0.45), (0.13, 0.13, 0.6)) for x in (-0.28, 0.28) for y in (-0.28, 0.28)]
-    return [
-        (box((0, 0, -0.1), (0.7, 0.7, 0.12)), MAIN),
-        (box((-0.3, 0, 0.35), (0.1, 0.7, 0.85)), MAIN),
-        *((leg, WOOD) for leg in legs),
-    ]
-
-
-def table() -> list[Part]:
-    legs = [box((x, y, -0.2), (0.15, 0.15, 0.65)) for x in (-0.42, 0.42) for y in (-0.42, 0.42)]
-    return [(box((0, 0, 0.18), (1.1, 1.1, 0.14)), MAIN), *((leg, WOOD) for leg in legs)]
-
-
-def car() -> list[Part]:
-    wheels = [wheel(x, y, -0.22, 0.17, 0.14) for x in (-0.4, 0.42) for y in (-0.3, 0.3)]
-    lights = [ball((0.75, y, -0.03), 0.07) for y in (-0.2, 0.2)]
-    return [
-        (box((0, 0, -0.05), (1.5, 0.62, 0.28)), MAIN),
-        (box((-0.12, 0, 0.2), (0.72, 0.54, 0.26)), GLASS),
-        (box((-0.12, 0, 0.35), (0.74, 0.56, 0.07)), MAIN),
-        *((w, DARK) for w in wheels),
-        *((light, SUN) for light in lights),
-    ]
-
-
-def snowman() -> list[Part]:
-    eyes = [ball((0.19, y, 0.5), 0.045) for y in (-0.09, 0.09)]
-    buttons = [ball((x, 0, z), 0.04) for x, z in ((0.3, 0.12), (0.31, -0.02))]
-    return [
-        (ball((0, 0, -0.42), 0.38), MAIN),
-        (ball((0, 0, 0.05), 0.29), MAIN),
-        (ball((0, 0, 0.45), 0.22), MAIN),
-        (spike((0.18, 0, 0.43), (0.46, 0, 0.41), 0.06), BEAK),
-        (turned([(0, 0.6), (0.24, 0.6), (0.24, 0.64), (0.15, 0.64), (0.15, 0.8), (0, 0.8)]), DARK),
-        *((eye, DARK) for eye in eyes),
-        *((button, DARK) for button in buttons),
-    ]
-
-
-def mushroom() -> list[Part]:
-    angles = np.linspace(0, np.pi / 2, 12)
-    cap = [(0, 0.05), (0.68, 0.05), *((0.68 * np.cos(a), 0.08 + 0.5 * np.sin(a)) for a in angles[:-1]), (0, 0.58)]
-    return [
-        (turned(cap), MAIN),
-        (turned([(0, -0.65), (0.26, -0.65), (0.18, -0.3), (0.2, 0.06), (0, 0.06)]), CREAM),
-    ]
-
-
-def tree() -> list[Part]:
-    layers = [((0.58, -0.35), 0.15), ((0.46, -0.02), 0.45), ((0.33, 0.28), 0.8)]
-    crown = [(turned([(0, z), (r, z), (0, top)]), MAIN) for (r, z), top in layers]
-    return [*crown, (turned([(0, -0.75), (0.13, -0.75), (0.13, -0.3), (0, -0.3)]), WOOD)]
-
-
-def house() -> list[Part]:
-    roof = turned([(0, 0.1), (0.74, 0.1), (0, 0.68)], sections=4)
-    windows = [box((0.46, y, 0.0), (0.04, 0.2, 0.2)) for y in (-0.27, 0.27)]
-    return [
-        (box((0, 0, -0.25), (0.92, 0.92, 0.7)), MAIN),
-        (_spun(roof, 45.0), (0.32, 0.20, 0.18)),
-        (box((0.46, 0, -0.36), (0.04, 0.22, 0.48)), DARK),
-        *((window, SUN) for window in windows),
-    ]
-
-
-def rocket() -> list[Part]:
-    fins = [_spun(box((0.3, 0, -0.52), (0.32, 0.06, 0.36)), angle) for angle in (0, 90, 180, 270)]
-    body = [(0, -0.6), (0.22, -0.6), (0.28, -0.2), (0.26, 0.2), (0, 0.2)]
-    nose = [(0, 0.2), (0.26, 0.2), (0.15, 0.55), (0, 0.78)]
-    return [
-        (turned(body), MAIN),
-        (turned(nose), STEEL),
-        (ball((0.24, 0, 0.03), (0.08, 0.1, 0.1)), GLASS),
-        *((fin, DARK) for fin in fins),
-    ]
-
-
-def lamp() -> list[Part]:
-    shade = [(0.46, 0.1), (0.24, 0.65), (0.2, 0.65), (0.42, 0.1), (0.46, 0.1)]
-    return [
-        (turned(shade), MAIN),
-        (turned([(0, 0.5), (0.22, 0.5), (0.22, 0.53), (0, 0.53)]), MAIN),
-        (rod((0, 0, -0.65), (0, 0, 0.5), 0.065), STEEL),
-        (turned([(0, -0.7), (0.34, -0.7), (0.3, -0.6), (0, -0.58)]), STEEL),
-    ]
-
-
-def duck() -> list[Part]:
-    eyes = [ball((0.5, y, 0.44), 0.05) for y in (-0.14, 0.14)]
-    return [
-        (ball((-0.08, 0, -0.2), (0.52, 0.36, 0.32)), MAIN),
-        (spike((-0.45, 0, -0.12), (-0.75, 0, 0.16), 0.18), MAIN),
-        (ball((0.3, 0, 0.34), (0.25, 0.24, 0.25)), MAIN),
-        (rod((0.22, 0, -0.1), (0.3, 0, 0.3), 0.15), MAIN),
-        (ball((0.57, 0, 0.29), (0.17, 0.13, 0.06)), BEAK),
-        *((eye, DARK) for eye in eyes),
-    ]
-
-
-def robot() -> list[Part]:
-    eyes = [ball((0.24, y, 0.5), 0.065) for y in (-0.11, 0.11)]
-    limbs = [box((0, y, -0.02), (0.16, 0.14, 0.5)) for y in (-0.42, 0.42)]
-    legs = [box((0.02, y, -0.57), (0.24, 0.18, 0.36)) for y in (-0.17, 0.17)]
-    return [
-        (box((0, 0, 0.0), (0.42, 0.66, 0.56)), MAIN),
-        (box((0, 0, 0.48), (0.42, 0.46, 0.34)), MAIN),
-        (box((0.2, 0, 0.05), (0.06, 0.34, 0.22)), DARK),
-        (rod((0, 0, 0.6), (0, 0, 0.76), 0.03), STEEL),
-        (ball((0, 0, 0.76), 0.06), SUN),
-        *((eye, SUN) for eye in eyes),
-        *((limb, STEEL) for limb in (*limbs, *legs)),
-    ]
-
-
-KINDS: dict[str, Callable[[], list[Part]]] = {
-    f.__name__: f for f in (mug, chair, table, car, snowman, mushroom, tree, house, rocket, lamp, duck, robot)
-}
-
-
-@cache
-def parts(kind: str) -> tuple[Part, ...]:
-    """The parts of a kind, scaled about the origin so that all fit the ball of RADIUS. Raises InputError."""
-    if kind not in KINDS:
-        raise InputError(f"the toybox has no {kind!r}. {nearest(kind, KINDS)}")
-    built = KINDS[kind]()
-    points = np.concatenate([mesh.vertices for mesh, _ in built])
-    middle = (points.min(0) + points.max(0)) / 2
-    scale = RADIUS / np.linalg.norm(points - middle, axis=1).max()
-    return tuple((Mesh(((m.vertices - middle) * scale).astype(np.float32), m.faces), colour) for m, colour in built)
-
-
-def true_mesh(kind: str, colour: str) -> Mesh:
-    """The world's own mesh of `kind` in `colour`, with vertex colours: the ground truth. Raises InputError."""
-    if colour not in COLOURS:
-        raise InputError(f"the toybox has no colour {colour!r}. {nearest(colour, COLOURS)}")
-    return join(*(coloured(mesh, own or COLOURS[colour]) for mesh, own in parts(kind)))
-
-
-# --- captions ---
+RELATIONS = ("next to", "on top of")
+"""Of two things: the first stands to the left of the second, seen from the front; or on it."""
 
 
 @dataclass(frozen=True)
 class Thing:
     kind: str
     colour: str
+    second: str | None = None
+    """The colour of its trimmings; without one they keep their own."""
+    material: str = "matte"
 
 
-def named(prompt: str) -> Thing | None:
-    """The thing that a prompt names, if it names one kind and one colour of this world and no other."""
-    words = prompt.lower().replace(",", " ").split()
-    kinds, colours = ([word for word in words if word in known] for known in (KINDS, COLOURS))
-    return Thing(kinds[0], colours[0]) if len(kinds) == len(colours) == 1 else None
+@dataclass(frozen=True)
+class Pair:
+    first: Thing
+    relation: str
+    second: Thing
+
+
+Asked = Thing | Pair
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One part of what is asked for, in its place."""
+
+    mesh: Mesh
+    paint: Paint
+    owner: int
+    """0 for the first thing, 1 for the second."""
+
+
+# --- where everything stands ---
+
+
+@cache
+def alone(kind: str) -> tuple[Piece, ...]:
+    """The parts of one thing, scaled about the middle of its box to the ball of RADIUS. Raises InputError."""
+    if kind not in KINDS:
+        raise InputError(f"the toybox has no {kind!r}. {nearest(kind, KINDS)}")
+    return _fitted([Piece(mesh, paint, 0) for mesh, paint in KINDS[kind]()])
+
+
+@cache
+def together(first: str, relation: str, second: str) -> tuple[Piece, ...]:
+    """The parts of two things in a relation, scaled to the ball of RADIUS. Raises InputError."""
+    one, two = alone(first), alone(second)
+    (low_1, high_1), (low_2, _) = _bounds(one), _bounds(two)
+    if relation == "next to":
+        # Side by side on one ground; the first to the left, which is towards -y.
+        aside = (0.0, low_2[1] - high_1[1] - 0.12, low_2[2] - low_1[2])
+        return _fitted([*_moved(one, aside, 0), *_moved(two, (0.0, 0.0, 0.0), 1)])
+    if relation == "on top of":
+        if second not in SUPPORTS:
+            raise InputError(f"nothing can stand on a {second} in the toybox. {nearest(second, SUPPORTS)}")
+        small = tuple(Piece(Mesh(p.mesh.vertices * 0.7, p.mesh.faces), p.paint, 0) for p in one)
+        up = (0.0, 0.0, _height(two) - 0.7 * float(low_1[2]))
+        return _fitted([*_moved(small, up, 0), *_moved(two, (0.0, 0.0, 0.0), 1)])
+    raise InputError(f"the toybox has no relation {relation!r}. {nearest(relation, RELATIONS)}")
+
+
+def placed(asked: Asked) -> tuple[Piece, ...]:
+    """The parts of what is asked for, in their places. Raises InputError."""
+    if isinstance(asked, Thing):
+        return alone(asked.kind)
+    return together(asked.first.kind, asked.relation, asked.second.kind)
+
+
+def _fitted(pieces: list[Piece]) -> tuple[Piece, ...]:
+    low, high = _bounds(pieces)
+    middle = (low + high) / 2
+    scale = RADIUS / max(float(np.linalg.norm(p.mesh.vertices - middle, axis=1).max()) for p in pieces)
+
+    def fit(mesh: Mesh) -> Mesh:
+        return Mesh(((mesh.vertices - middle) * scale).astype(np.float32), mesh.faces)
+
+    return tuple(Piece(fit(p.mesh), p.paint, p.owner) for p in pieces)
+
+
+def _moved(pieces: tuple[Piece, ...], by: tuple[float, float, float], owner: int) -> list[Piece]:
+    shift = np.array(by, np.float32)
+    return [Piece(Mesh(p.mesh.vertices + shift, p.mesh.faces), p.paint, owner) for p in pieces]
+
+
+def _bounds(pieces: tuple[Piece, ...] | list[Piece]) -> tuple[np.ndarray, np.ndarray]:
+    points = np.concatenate([p.mesh.vertices for p in pieces])
+    return points.min(0), points.max(0)
+
+
+def _height(pieces: tuple[Piece, ...]) -> float:
+    """How high a ray that falls down the middle lands."""
+    solid = join(*(p.mesh for p in pieces))
+    start = torch.tensor([[0.01, 0.01, 2.0]])  # not on an edge
+    hit = surface(torch.as_tensor(solid.vertices), torch.as_tensor(solid.faces)).cast(
+        start, torch.tensor([[0.0, 0.0, -1.0]])
+    )
+    return 2.0 - float(hit.distance)
+
+
+# --- what colour everything has ---
+
+
+def colour_of(name: str) -> RGB:
+    """The colour that a word means. Raises InputError."""
+    if name not in COLOURS:
+        raise InputError(f"the toybox has no colour {name!r}. {nearest(name, COLOURS)}")
+    return COLOURS[name]
+
+
+def paint_colour(paint: Paint, thing: Thing) -> RGB:
+    """The colour of a part of a thing."""
+    if isinstance(paint, Trim):
+        if thing.second:
+            return colour_of(thing.second)
+        paint = paint.own
+    return paint or colour_of(thing.colour)
+
+
+def pale(colour: RGB) -> RGB:
+    """What stripes and checks alternate a colour with: nearly white, or gray for what is nearly white."""
+    if min(colour) > 0.8:
+        return COLOURS["gray"]
+    r, g, b = (0.25 * c + 0.75 for c in colour)
+    return (r, g, b)
+
+
+def pattern(points: torch.Tensor, material: str) -> torch.Tensor:
+    """Whether points [..., 3] lie where a material shows its pale colour, bool [...]."""
+    if material == "striped":
+        return (points[..., 2] / STRIPE).floor().long() % 2 == 1
+    if material == "checkered":
+        return (points / CHECK).floor().long().sum(-1) % 2 == 1
+    return torch.zeros(points.shape[:-1], dtype=torch.bool, device=points.device)
+
+
+def mesh_of(asked: Asked) -> Mesh:
+    """The world's own mesh of what is asked for, with vertex colours: the ground truth. Raises InputError."""
+    things = [asked] if isinstance(asked, Thing) else [asked.first, asked.second]
+    return join(*(_painted(piece, things[piece.owner]) for piece in placed(asked)))
+
+
+def true_mesh(kind: str, colour: str) -> Mesh:
+    """`mesh_of` a plain thing. Raises InputError."""
+    return mesh_of(Thing(kind, colour))
+
+
+def _painted(piece: Piece, thing: Thing) -> Mesh:
+    """A part in its colours; a pattern is painted on the faces of a mesh made fine enough to hold it."""
+    import trimesh
+
+    mesh, colour = piece.mesh, paint_colour(piece.paint, thing)
+    if piece.paint is not None or thing.material not in ("striped", "checkered"):
+        return Mesh(mesh.vertices, mesh.faces, np.tile(np.array(colour, np.float32), (len(mesh.vertices), 1)))
+    vertices, faces = trimesh.remesh.subdivide_to_size(mesh.vertices, mesh.faces, 0.04, max_iter=20)
+    corners = np.asarray(vertices)[faces]
+    light = pattern(torch.as_tensor(corners.mean(1)), thing.material).numpy()
+    shade = np.where(light[:, None], pale(colour), colour).astype(np.float32)
+    # Faces share no vertices, so that colours change from one to the next at once.
+    apart = np.arange(3 * len(corners), dtype=np.int32).reshape(-1, 3)
+    return Mesh(corners.reshape(-1, 3).astype(np.float32), apart, np.repeat(shade, 3, axis=0))
+
+
+# --- words ---
 
 
 FORMS = ("a {colour} {kind}", "{colour} {kind}", "the {colour} {kind}", "one {colour} {kind}", "a {kind} in {colour}")
 PARTIAL = ("a {kind}", "{kind}", "something {colour}")
+JOINTS = {"next to": ("next to", "beside", "and"), "on top of": ("on top of", "on")}
+"""How each relation is said, the first mostly."""
 
 
-def caption(thing: Thing, views: tuple[str, str], draw: random.Random) -> str:
-    """A caption for a picture of `thing`: mostly "a red mug, left side view", at times worded otherwise or left open.
+def named(prompt: str) -> Asked | None:
+    """What a prompt asks for, if it says so in this world's words, with a colour for each kind; else None."""
+    words = prompt.lower().replace(",", " ").split()
+    text = " ".join(word for word in words if word not in ("a", "an", "the", "one"))
+    for relation, ways in JOINTS.items():
+        for way in ways:
+            left, joint, right = text.partition(f" {way} ")
+            both = _thing(left), _thing(right)
+            if joint and both[0] and both[1]:
+                return Pair(both[0], relation, both[1])
+    return _thing(text)
+
+
+def _thing(text: str) -> Thing | None:
+    words = text.split()
+    kinds, colours, materials = ([w for w in words if w in known] for known in (KINDS, COLOURS, MATERIALS))
+    known = set(" ".join(EIGHT + FOUR).split()) | {"overhead", "view", "in", "of", "and"}
+    if any(w not in known for w in words if w not in (*kinds, *colours, *materials)):
+        return None
+    if len(kinds) != 1 or len(colours) not in (1, 2) or len(materials) > 1:
+        return None
+    return Thing(kinds[0], colours[0], colours[1] if len(colours) == 2 else None, *materials)
+
+
+def caption(asked: Asked, views: tuple[str, str], draw: random.Random) -> str:
+    """A caption for a picture of what is asked for: mostly "a red mug, left side view", at times worded otherwise or
+    left open.
 
     views: its view words, exact and rough; the exact ones are used mostly.
     """
-    form = draw.choices([FORMS[0], draw.choice(FORMS), draw.choice(PARTIAL)], weights=[0.6, 0.3, 0.1])[0]
-    words = form.format(kind=thing.kind, colour=thing.colour)
+    if isinstance(asked, Pair):
+        joint = draw.choices(JOINTS[asked.relation], weights=(8, 1, 1)[: len(JOINTS[asked.relation])])[0]
+        words = f"{_noun(asked.first, draw, whole=True)} {joint} {_noun(asked.second, draw, whole=True)}"
+    else:
+        words = _noun(asked, draw)
     ending = draw.choices(["{w}, {v} view", "{v} view of {w}", "{w}"], weights=[0.8, 0.1, 0.1])[0]
     text = ending.format(w=words, v=draw.choices(views, weights=[0.85, 0.15])[0])
     # "an orange mug"
     return text.replace("a orange", "an orange")
 
 
+def _noun(thing: Thing, draw: random.Random, whole: bool = False) -> str:
+    """ "a striped red and blue mug": `whole` leaves nothing out, and is short."""
+    simple = thing.second is None and thing.material == "matte" and not whole
+    other = draw.choice(FORMS if simple else FORMS[:4])
+    form = draw.choices([FORMS[0], other, draw.choice(PARTIAL)], weights=[0.6, 0.3, 0.0 if whole else 0.1])[0]
+    colour = thing.colour if thing.second is None else f"{thing.colour} and {thing.second}"
+    if thing.material != "matte":
+        colour = f"{thing.material} {colour}"
+    return form.format(kind=thing.kind, colour=colour)
+
+
 def vocabulary() -> list[str]:
     """Every word a caption can hold, sorted."""
     every = itertools.product(FORMS + PARTIAL, COLOURS, KINDS)
     text = " ".join(form.format(colour=colour, kind=kind) for form, colour, kind in every)
-    return sorted({*text.split(), *" ".join(EIGHT + FOUR).split(), "overhead", "an", ",", "view", "of"})
-
-
-def _placed(solid: Any, centre: tuple[float, float, float]) -> Mesh:
-    return Mesh(np.asarray(solid.vertices + np.asarray(centre), np.float32), np.asarray(solid.faces, np.int32))
-
-
-def _spun(mesh: Mesh, degrees: float) -> Mesh:
-    """The mesh turned about the vertical axis."""
-    a = np.deg2rad(degrees)
-    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    return Mesh((mesh.vertices @ turn.T).astype(np.float32), mesh.faces)
+    joints = " ".join(itertools.chain(*JOINTS.values()))
+    views = " ".join(EIGHT + FOUR)
+    return sorted({*text.split(), *joints.split(), *views.split(), *MATERIALS[1:], "overhead", "an", ",", "view", "of"})
