@@ -172,10 +172,10 @@ def _areas(mesh: Mesh) -> np.ndarray:
 def _with_faces(mesh: Mesh, faces: np.ndarray) -> Mesh:
     """The mesh with these faces only, and the vertices they use."""
     used, inverse = np.unique(faces, return_inverse=True)
-    return Mesh(
-        mesh.vertices[used],
-        inverse.reshape(-1, 3).astype(np.int32),
-        None if mesh.colours is None else mesh.colours[used],
-        None if mesh.uv is None else mesh.uv[used],
-        mesh.texture,
+    return replace(
+        mesh,
+        vertices=mesh.vertices[used],
+        faces=inverse.reshape(-1, 3).astype(np.int32),
+        colours=None if mesh.colours is None else mesh.colours[used],
+        uv=None if mesh.uv is None else mesh.uv[used],
     )

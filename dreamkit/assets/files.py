@@ -1,83 +1,147 @@
-"""Meshes to and from files: GLB, OBJ (with MTL and PNG) and PLY.
+"""The door for meshes: `read` and `write`, by what a file's name ends in. Each format has a file of its own beside it.
 
-Frames: GLB and OBJ are written in glTF's frame, +y up and +z the front; PLY, which has no custom, keeps the world frame
-of `cameras.py`, +z up and +x the front. `read` turns all of them back. Colours are display-referred, like sRGB: texture
-bytes go into the files as they are, and only glTF's vertex colours, which the format defines as linear, are converted.
-Every file is written to a temporary name and renamed, so that no reader ever meets half a file.
+| suffix | read | written | up | colours | materials |
+|---|---|---|---|---|---|
+| .glb | yes | yes | +y | texture, or vertex colours in light | roughness, metallic, normal map |
+| .gltf | yes | no | +y | the same | the same |
+| .obj | yes | yes, with .mtl and .png | +y, or `up` | texture, or vertex colours | the same |
+| .ply | yes | yes | +z, or `up` | vertex colours of 8 bits | none |
+| .stl | yes | yes | +z, or `up` | none | none |
+| .usdz | yes | yes, with usd-core installed | +y | texture, or vertex colours in light | the same |
+
+Frames: with +y up, +z is the front, as in glTF; with +z up, a file holds the world frame of `cameras.py`, +x the front.
+`read` turns all of them to the world frame. glTF's and USD's unit is the metre, the others have none; a world unit is
+written as one, and read as one. Light: see `conventions.py`. Every file is written to a temporary name and renamed, so
+that no reader ever meets half a file. Gaussian splats have a door of their own, `splats.py`.
 """
 
-import io
 import json
-import struct
-from dataclasses import replace
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dreamkit.assets.bake import to_bytes, vertex_normals, weld
+from dreamkit.assets.bake import weld
+from dreamkit.assets.conventions import UPS
+from dreamkit.assets.extract import signed_volume
+from dreamkit.assets.gltf import glb_tree
+from dreamkit.assets.gltf_mesh import glb_bytes, read_gltf
+from dreamkit.assets.obj import read_obj, write_obj
+from dreamkit.assets.parts import Note
+from dreamkit.assets.ply import ply_bytes, read_ply
+from dreamkit.assets.stl import read_stl, stl_bytes
+from dreamkit.assets.usd import read_usdz, usdz_bytes, usdz_extras
 from dreamkit.disk import write_whole
 from dreamkit.errors import InputError
 from dreamkit.meshes import Mesh
 
-SUFFIXES = (".glb", ".obj", ".ply")
+WRITTEN = (".glb", ".obj", ".ply", ".stl", ".usdz")
+READ = (".glb", ".gltf", ".obj", ".ply", ".stl", ".usdz")
+UP = {".obj": "y", ".ply": "z", ".stl": "z"}
+"""Which way is up, by custom, in formats that do not say it."""
 
 
 def write(mesh: Mesh, path: Path | str, extras: dict[str, Any] | None = None) -> list[Path]:
     """Write the mesh in the format that the suffix names, and return the files written.
 
     Args:
-        mesh: with a texture, vertex colours, or neither; not empty. A PLY takes a texture's colours at its vertices.
-        path: ends in .glb, .obj or .ply; its folder is made. An OBJ brings a .mtl and a .png of the same name.
-        extras: anything JSON can say, kept in glTF's asset.extras or in a comment: where the mesh comes from.
+        mesh: with a texture, vertex colours, or neither; not empty. A PLY takes a texture's colours at its vertices; an
+            STL has no colours.
+        path: ends in one of WRITTEN; its folder is made. An OBJ brings a .mtl and a .png for each picture.
+        extras: anything JSON can say, kept in glTF's asset.extras, USD's customLayerData, or a comment: where the mesh
+            comes from. An STL has no place for it.
 
-    Raises InputError for another suffix or an empty mesh.
+    Raises InputError for another suffix, an empty mesh, positions that are not finite, or a USDZ without usd-core;
+    nothing is written then. A file is made in memory, so that takes a few times its size, and grows with it.
     """
     path = Path(path)
-    _known(path)
+    suffix = _suffix(path, WRITTEN)
     if not len(mesh.faces):
         raise InputError(f"{path} was not written: the mesh has no faces. Export it with a lower density level.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not np.isfinite(mesh.vertices).all():
+        raise InputError(f"{path} was not written: some positions of the mesh are not finite.")
     extras = extras or {}
-    if path.suffix.lower() == ".obj":
-        return _write_obj(mesh, path, extras)
-    write_whole(path, glb_bytes(mesh, extras) if path.suffix.lower() == ".glb" else ply_bytes(mesh, extras))
+    if suffix == ".obj":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_obj(mesh, path, extras)
+    made: dict[str, Callable[[], bytes]] = {
+        ".glb": lambda: glb_bytes(mesh, extras),
+        ".ply": lambda: ply_bytes(mesh, extras),
+        ".stl": lambda: stl_bytes(mesh),
+        ".usdz": lambda: usdz_bytes(mesh, extras),
+    }
+    data = made[suffix]()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data)
     return [path]
 
 
-def read(path: Path | str) -> Mesh:
-    """The mesh in a .glb, .obj or .ply file, in the world frame. Several meshes in one file become one.
+def read(path: Path | str, *, up: str | None = None, note: Note | None = None) -> Mesh:
+    """The mesh in a file, in the world frame. Several meshes in one file become one, their pictures one atlas.
 
-    Raises InputError if the file is missing, unknown, broken or without triangles.
+    Args:
+        path: ends in one of READ.
+        up: "y" or "z", for OBJ, PLY and STL, where the custom (UP) is not what the file's program did.
+        note: told, a sentence each, what the file holds that a mesh cannot say, and what is odd about the mesh: not
+            closed, inside out, very large or small. Without it nobody looks; nothing odd is refused or changed.
+
+    Raises InputError if the file is missing, of another suffix, cut off, damaged or without triangles; if a picture or
+    material that it names is missing; or if it requires an extension that is not read. A file is read into memory
+    whole, with some copies of its arrays; millions of faces are fine, though an OBJ, which is text, takes its time.
     """
-    import trimesh
-
     path = Path(path)
-    _known(path)
+    suffix = _suffix(path, READ)
+    if up is not None and (suffix not in UP or up not in UPS):
+        raise InputError(f"up can be y or z, and only for {', '.join(UP)}; got {up!r} for {path}")
     if not path.is_file():
         raise InputError(f"there is no file {path}")
+    upward, told = up or UP.get(suffix, "y"), note or (lambda text: None)
+    readers: dict[str, Callable[[], Mesh]] = {
+        ".glb": lambda: read_gltf(path, told),
+        ".gltf": lambda: read_gltf(path, told),
+        ".obj": lambda: read_obj(path, upward, told),
+        ".ply": lambda: read_ply(path, upward, told),
+        ".stl": lambda: read_stl(path, upward),
+        ".usdz": lambda: read_usdz(path, told),
+    }
     try:
-        found = trimesh.load(path, process=False, maintain_order=True)
-        found = found.to_geometry() if isinstance(found, trimesh.Scene) else found
-    except Exception as error:  # trimesh raises whatever its parsers meet
-        raise InputError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
-    if not isinstance(found, trimesh.Trimesh) or not len(found.faces):
-        raise InputError(f"{path} holds no triangles")
-    mesh = Mesh(np.asarray(found.vertices, np.float32), np.asarray(found.faces, np.int32))
-    mesh = _with_visual(mesh, found.visual)
-    if path.suffix.lower() == ".glb" and mesh.texture is None:
-        light = _gltf_colours(path.read_bytes())
-        if light is not None and len(light) == len(mesh.vertices):
-            mesh = replace(mesh, colours=to_display(light).astype(np.float32))
-    return mesh if path.suffix.lower() == ".ply" else replace(mesh, vertices=from_gltf_frame(mesh.vertices))
+        mesh = readers[suffix]()
+        if not np.isfinite(mesh.vertices).all():
+            raise InputError("some positions are not finite")
+    except InputError as error:
+        raise InputError(f"{path} cannot be read as {suffix[1:].upper()}: {error}") from error
+    except Exception as error:  # a damaged file fails wherever it is looked at; trimesh raises what its parsers meet
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} cannot be read as {suffix[1:].upper()}: it is damaged ({said})") from error
+    if note is not None:
+        tell_oddities(mesh, note)
+    return mesh
+
+
+def tell_oddities(mesh: Mesh, note: Note) -> None:
+    """Tell what of a mesh's shape may surprise: holes, edges of three faces, inside out, size."""
+    corners = weld(mesh)[1][mesh.faces].astype(np.int64)
+    ends = np.sort(np.stack([corners, np.roll(corners, -1, axis=1)], axis=-1).reshape(-1, 2), axis=1)
+    count = np.unique(ends[:, 0] * len(mesh.vertices) + ends[:, 1], return_counts=True)[1]
+    if (count == 1).any():
+        note(f"not closed: {int((count == 1).sum())} edges have one face")
+    if (count > 2).any():
+        note(f"not a manifold: {int((count > 2).sum())} edges have more than two faces")
+    if not (count != 2).any() and signed_volume(mesh.vertices, mesh.faces) < 0:
+        note("inside out: its faces wind clockwise seen from outside; swap two columns of its faces to turn it")
+    extent = float(np.ptp(mesh.vertices, axis=0).max())
+    if not 0.02 <= extent <= 20:
+        note(f"its largest side is {extent:.3g} world units; scenes live in [-1, 1]^3, so scale it to about 1")
 
 
 def read_extras(path: Path | str) -> dict[str, Any]:
     """The `extras` that `write` put into a file; empty for a file of another program."""
+    if Path(path).suffix.lower() == ".usdz":
+        return usdz_extras(Path(path))
     data = Path(path).read_bytes()
     if data[:4] == b"glTF":
-        return dict(_gltf_tree(data)[0].get("asset", {}).get("extras", {}))
+        return dict(glb_tree(data)[0].get("asset", {}).get("extras", {}))
     head = data[:65536].decode("utf-8", errors="replace")
     for line in head.splitlines():
         if " dreamkit-extras " in line:
@@ -85,211 +149,9 @@ def read_extras(path: Path | str) -> dict[str, Any]:
     return {}
 
 
-def to_gltf_frame(vectors: np.ndarray) -> np.ndarray:
-    """World (+z up, +x front) to glTF (+y up, +z front): (x, y, z) becomes (y, z, x), a rotation."""
-    return np.ascontiguousarray(vectors[:, [1, 2, 0]])
-
-
-def from_gltf_frame(vectors: np.ndarray) -> np.ndarray:
-    """The inverse of `to_gltf_frame`."""
-    return np.ascontiguousarray(vectors[:, [2, 0, 1]])
-
-
-def png_bytes(picture: np.ndarray) -> bytes:
-    """A picture [H, W, 3] uint8 as a PNG file."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
-
-
-def glb_bytes(mesh: Mesh, extras: dict[str, Any]) -> bytes:
-    """A binary glTF 2.0 file: one mesh, one material (rough, not metallic), and the texture or vertex colours."""
-    attributes = {"POSITION": to_gltf_frame(mesh.vertices), "NORMAL": to_gltf_frame(vertex_normals(mesh))}
-    textured = mesh.texture is not None and mesh.uv is not None
-    if textured and mesh.uv is not None:
-        attributes["TEXCOORD_0"] = np.stack([mesh.uv[:, 0], 1 - mesh.uv[:, 1]], axis=-1)
-    elif mesh.colours is not None:
-        attributes["COLOR_0"] = to_linear(mesh.colours)
-    blobs = [np.ascontiguousarray(a, dtype="<f4").tobytes() for a in attributes.values()]
-    blobs.append(mesh.faces.astype("<u4").tobytes())
-    accessors: list[dict[str, Any]] = [
-        {"bufferView": i, "componentType": 5126, "count": len(a), "type": f"VEC{a.shape[1]}"}
-        for i, a in enumerate(attributes.values())
-    ]
-    position = attributes["POSITION"].astype(np.float32)
-    accessors[0] |= {"min": position.min(0).tolist(), "max": position.max(0).tolist()}
-    accessors.append({"bufferView": len(accessors), "componentType": 5125, "count": mesh.faces.size, "type": "SCALAR"})
-    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
-    tree: dict[str, Any] = {
-        "asset": {"version": "2.0", "generator": f"dreamkit {_version()}", "extras": extras},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "name": "dreamkit"}],
-        "meshes": [
-            {
-                "primitives": [
-                    {
-                        "attributes": {name: i for i, name in enumerate(attributes)},
-                        "indices": len(attributes),
-                        "material": 0,
-                    }
-                ]
-            }
-        ],
-        "materials": [{"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": True}],
-        "accessors": accessors,
-    }
-    if textured and mesh.texture is not None:
-        surface["baseColorTexture"] = {"index": 0}
-        tree["textures"] = [{"source": 0, "sampler": 0}]
-        tree["samplers"] = [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}]
-        tree["images"] = [{"bufferView": len(blobs), "mimeType": "image/png"}]
-        blobs.append(png_bytes(mesh.texture))
-    return _pack_glb(tree, blobs, vertex_views=len(attributes))
-
-
-def _pack_glb(tree: dict[str, Any], blobs: list[bytes], vertex_views: int) -> bytes:
-    """Header, JSON chunk and binary chunk (glTF 2.0, section 4.4); blobs become buffer views in their order."""
-    views: list[dict[str, int]] = []
-    body = b""
-    for i, blob in enumerate(blobs):
-        views.append({"buffer": 0, "byteOffset": len(body), "byteLength": len(blob)})
-        if i <= vertex_views:
-            views[-1]["target"] = 34962 if i < vertex_views else 34963  # vertex attributes, then indices
-        body += blob + b"\0" * (-len(blob) % 4)
-    text = json.dumps(tree | {"bufferViews": views, "buffers": [{"byteLength": len(body)}]}, allow_nan=False).encode()
-    text += b" " * (-len(text) % 4)
-    head = struct.pack("<4sIIII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(body), len(text), 0x4E4F534A)
-    return head + text + struct.pack("<II", len(body), 0x004E4942) + body
-
-
-def ply_bytes(mesh: Mesh, extras: dict[str, Any]) -> bytes:
-    """A binary PLY with normals and 8-bit colours, seams welded."""
-    positions, number = weld(mesh)
-    count = np.bincount(number, minlength=len(positions))[:, None]
-    colours, normals = np.zeros((len(positions), 3)), np.zeros((len(positions), 3), np.float32)
-    np.add.at(colours, number, _vertex_colours(mesh))
-    normals[number] = vertex_normals(mesh)
-    columns = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
-    vertex = np.zeros(len(positions), dtype=[*columns, ("red", "u1"), ("green", "u1"), ("blue", "u1")])
-    rows = [*positions.T, *normals.T, *to_bytes(colours / count).T]
-    for name, row in zip(vertex.dtype.names or (), rows, strict=True):
-        vertex[name] = row
-    face = np.zeros(len(mesh.faces), dtype=[("count", "u1"), ("corners", "<i4", 3)])
-    face["count"], face["corners"] = 3, number[mesh.faces]
-    header = [
-        "ply",
-        "format binary_little_endian 1.0",
-        f"comment dreamkit {_version()}",
-        f"comment dreamkit-extras {json.dumps(extras)}",
-        f"element vertex {len(vertex)}",
-        *(f"property float {name}" for name, _ in columns),
-        *(f"property uchar {name}" for name in ("red", "green", "blue")),
-        f"element face {len(face)}",
-        "property list uchar int vertex_indices",
-        "end_header",
-    ]
-    return "\n".join(header).encode("ascii") + b"\n" + vertex.tobytes() + face.tobytes()
-
-
-def _write_obj(mesh: Mesh, path: Path, extras: dict[str, Any]) -> list[Path]:
-    """The OBJ comes last, so that once it is there all it names is."""
-    name = "_".join(path.stem.split())  # MTL file names cannot hold spaces
-    written = []
-    if mesh.texture is not None and mesh.uv is not None:
-        picture, material = path.with_name(f"{name}.png"), path.with_name(f"{name}.mtl")
-        write_whole(picture, png_bytes(mesh.texture))
-        lines = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {picture.name}"]
-        write_whole(material, "\n".join([*lines, ""]).encode())
-        written = [material, picture]
-    write_whole(path, _obj_text(mesh, extras, f"{name}.mtl" if written else None).encode())
-    return [path, *written]
-
-
-def _obj_text(mesh: Mesh, extras: dict[str, Any], material: str | None) -> str:
-    """Positions (followed by the vertex colours, if there are), coordinates, normals and faces, numbered from 1."""
-    vertices, normals = to_gltf_frame(mesh.vertices), to_gltf_frame(vertex_normals(mesh))
-    plain = material is None and mesh.colours is not None
-    rows = np.concatenate([vertices, mesh.colours], axis=1) if plain and mesh.colours is not None else vertices
-    lines = [f"# dreamkit {_version()}", f"# dreamkit-extras {json.dumps(extras)}"]
-    lines += [f"mtllib {material}", "usemtl surface"] if material else []
-    lines += [f"v {' '.join(f'{x:.7g}' for x in row)}" for row in rows.tolist()]
-    if material and mesh.uv is not None:
-        lines += [f"vt {u:.7g} {v:.7g}" for u, v in mesh.uv.tolist()]
-    lines += [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in normals.tolist()]
-    corner = "{0}/{0}/{0}" if material else "{0}//{0}"
-    lines += ["f " + " ".join(corner.format(i) for i in face) for face in (mesh.faces + 1).tolist()]
-    return "\n".join([*lines, ""])
-
-
-def _vertex_colours(mesh: Mesh) -> np.ndarray:
-    """[V, 3] in [0, 1]: from the texture (nearest texel) if there is one, else the vertex colours, else white."""
-    if mesh.texture is not None and mesh.uv is not None:
-        height, width = mesh.texture.shape[:2]
-        column = np.clip(mesh.uv[:, 0] * width, 0, width - 1).astype(int)
-        row = np.clip((1 - mesh.uv[:, 1]) * height, 0, height - 1).astype(int)
-        return mesh.texture[row, column] / 255
-    return np.ones_like(mesh.vertices) if mesh.colours is None else mesh.colours
-
-
-def _gltf_tree(data: bytes) -> tuple[dict[str, Any], int]:
-    """The JSON of a GLB file, and where its binary chunk's data begins."""
-    (length,) = struct.unpack_from("<I", data, 12)
-    return json.loads(data[20 : 20 + length]), 28 + length
-
-
-def _gltf_colours(data: bytes) -> np.ndarray | None:
-    """The vertex colours [V, 3] of a GLB file of one primitive, as stored: linear. None if it has none.
-
-    trimesh would round them to bytes, which in linear light leaves steps in dark colours, or drop them.
-    """
-    tree, start = _gltf_tree(data)
-    primitives = [p for m in tree.get("meshes", []) for p in m["primitives"]]
-    if len(primitives) != 1 or "COLOR_0" not in primitives[0]["attributes"]:
-        return None
-    accessor = tree["accessors"][primitives[0]["attributes"]["COLOR_0"]]
-    if "bufferView" not in accessor:
-        return None
-    view = tree["bufferViews"][accessor["bufferView"]]
-    kind = np.dtype({5121: "u1", 5123: "<u2", 5126: "<f4"}[accessor["componentType"]])
-    width = int(accessor["type"][-1])  # VEC3 or VEC4
-    strides = (view.get("byteStride", width * kind.itemsize), kind.itemsize)
-    offset = start + view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-    found = np.ndarray((accessor["count"], width), kind, data, offset, strides)[:, :3]
-    return found / (np.iinfo(kind).max if kind.kind == "u" else 1)
-
-
-def _with_visual(mesh: Mesh, visual: Any) -> Mesh:
-    """The mesh with the texture or the vertex colours that trimesh found."""
-    material = getattr(visual, "material", None)
-    picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    uv = getattr(visual, "uv", None)
-    if picture is not None and uv is not None:
-        return replace(mesh, uv=np.asarray(uv, np.float32), texture=np.array(picture.convert("RGB")))
-    if visual.kind not in ("vertex", "face"):
-        return mesh
-    return replace(mesh, colours=(np.asarray(visual.vertex_colors)[:, :3] / 255).astype(np.float32))
-
-
-def to_linear(colour: np.ndarray) -> np.ndarray:
-    """Display-referred (sRGB) values in [0, 1] to linear light (IEC 61966-2-1)."""
-    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
-
-
-def to_display(light: np.ndarray) -> np.ndarray:
-    """The inverse of `to_linear`."""
-    return np.where(light <= 0.0031308, light * 12.92, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - 0.055)
-
-
-def _known(path: Path) -> None:
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: mesh files end in {', '.join(SUFFIXES)}; got {path.suffix or 'no suffix'!r}")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("dreamkit")
-    except metadata.PackageNotFoundError:
-        return "from source"
+def _suffix(path: Path, known: tuple[str, ...]) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in known:
+        way = "read" if known is READ else "written"
+        raise InputError(f"{path}: meshes {way} end in {', '.join(known)}; got {suffix or 'no suffix'!r}")
+    return suffix

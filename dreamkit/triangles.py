@@ -1,0 +1,47 @@
+"""Quantities of triangle surfaces as tensors, differentiable: normals, and the edges they are smoothed along.
+
+Everywhere: vertices [V, 3] in world units, faces [F, 3] integers into them, counter-clockwise seen from outside.
+"""
+
+import torch
+from torch import Tensor
+
+LEAST = 1e-20
+"""Squared lengths below this have no direction: 0, without gradient."""
+
+
+def cross_products(vertices: Tensor, faces: Tensor) -> Tensor:
+    """[F, 3] outward along each face's normal, as long as twice its area."""
+    a, b, c = vertices[faces.long()].unbind(1)
+    return torch.linalg.cross(b - a, c - a)
+
+
+def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """[F, 3] unit normals; 0 for faces without area."""
+    return directions(cross_products(vertices, faces))
+
+
+def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """[V, 3] unit normals, the mean of the faces at a vertex weighted by area; 0 where there is none."""
+    each = cross_products(vertices, faces).repeat_interleave(3, dim=0)
+    return directions(torch.zeros_like(vertices).index_add(0, faces.reshape(-1).long(), each))
+
+
+def directions(vectors: Tensor) -> Tensor:
+    """Vectors [..., 3] at length 1, or 0 with a gradient of 0 for those too short to have a direction."""
+    squared = (vectors * vectors).sum(-1, keepdim=True)
+    long_enough = squared > LEAST
+    # The inner where keeps the gradient of what is not taken finite.
+    return torch.where(long_enough, vectors * torch.where(long_enough, squared, 1.0).rsqrt(), 0.0)
+
+
+def unique_edges(faces: Tensor) -> Tensor:
+    """[E, 2] int64, every edge of the faces once, the lower vertex first, in increasing order.
+
+    >>> unique_edges(torch.tensor([[0, 1, 2], [2, 1, 3]])).tolist()
+    [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]
+    """
+    ends = faces.long()[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).sort(-1).values
+    count = int(ends.max()) + 1 if len(ends) else 1
+    keys = (ends[:, 0] * count + ends[:, 1]).unique()
+    return torch.stack([keys // count, keys % count], -1)
