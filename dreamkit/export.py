@@ -1,8 +1,9 @@
 """Export: a scene becomes files, and the files are checked against the scene.
 
 Sample the density on a grid; choose the level whose silhouettes match the scene's own pictures; cut, clean, decimate;
-unwrap, bake; write. Then the first file is read back, rendered from the cameras the scene was rendered from, and
-compared with it: what is reported is true of the file, not of something in memory.
+unwrap, bake; write. A scene that is a surface itself gives that one, and keeps the texture it has. Then the first file
+is read back, rendered from the cameras the scene was rendered from, and compared with it: what is reported is true of
+the file, not of something in memory.
 
 A canvas, which has no surface, is written as a picture.
 """
@@ -31,7 +32,8 @@ from dreamkit.meshes import Mesh
 from dreamkit.recipe import Export
 from dreamkit.render.mesh import render_mesh
 from dreamkit.representations.canvas import CanvasScene
-from dreamkit.representations.representation import Volume
+from dreamkit.representations.mesh import MeshScene
+from dreamkit.representations.representation import Solid, Volume
 
 BACKGROUND = (1.0, 1.0, 1.0)
 SMALLEST_PART = 0.02
@@ -44,9 +46,9 @@ class Exported:
 
     files: tuple[Path, ...]
     mesh: Mesh
-    """As read back from the first file."""
-    level: float
-    """Density of the surface, per world unit."""
+    """As read back from the first file, in the scene's place and size."""
+    level: float | None
+    """Density of the surface, per world unit; None for a scene that is a surface itself."""
     faces: int
     unwrapped: str
     """How the texture coordinates were made."""
@@ -61,7 +63,7 @@ class Exported:
         """The report as JSON values."""
         return {
             "files": [path.name for path in self.files],
-            "level": round(self.level, 4),
+            "level": None if self.level is None else round(self.level, 4),
             "faces": self.faces,
             "unwrapped": self.unwrapped,
             "psnr": round(self.agreement.psnr, 2),
@@ -106,7 +108,7 @@ def write_film(history: Path, path: Path, seconds: float = 0.2) -> Path:
 
 
 def export(
-    scene: Volume,
+    scene: Volume | Solid,
     spec: Export,
     folder: Path,
     provenance: dict[str, Any],
@@ -123,25 +125,44 @@ def export(
     """
     clock = _Clock(note)
     cameras = check_cameras()
+    level = None
     with clock("surface"), torch.no_grad():
-        images = scene.render(cameras, background=BACKGROUND)
-        grid = density_grid(scene.density, spec.grid_resolution, device)
-        level = match_level(grid, images.alpha, cameras)
-        raw = density_surface(grid, level.density)
+        images = scene.render(cameras, shading="albedo", background=BACKGROUND)
+        if isinstance(scene, Solid):
+            mesh = scene.mesh()
+        else:
+            grid = density_grid(scene.density, spec.grid_resolution, device)
+            level = match_level(grid, images.alpha, cameras).density
+            mesh = density_surface(grid, level)
+    textured, note_on_uv = mesh, "as the scene has it"
+    if mesh.texture is None:
+        textured, note_on_uv = _textured(scene, mesh, spec, device, clock)
+    # A mesh that came from a file goes back to its place and size.
+    placed = scene.to_source(textured) if isinstance(scene, MeshScene) else textured
+    with clock("write"):
+        files = []
+        for suffix in spec.formats:
+            files += write(placed, folder / f"mesh.{suffix}", provenance)
+    with clock("compare"):
+        back = read(files[0])
+        back = scene.to_scene(back) if isinstance(scene, MeshScene) else back
+        agreement = compare(images, render_mesh(back, cameras, background=BACKGROUND))
+    return Exported(tuple(files), back, level, len(back.faces), note_on_uv, agreement, clock.seconds)
+
+
+def _textured(
+    scene: Volume | Solid, raw: Mesh, spec: Export, device: torch.device | str, clock: "_Clock"
+) -> tuple[Mesh, str]:
+    """The surface, cleaned, decimated, unwrapped and baked; and how it was unwrapped."""
     with clock("clean"):
         mesh = clean(raw, spec.face_budget, keep=SMALLEST_PART)
     with clock("unwrap"):
         unwrapped = unwrap(mesh, spec.texture_size, spec.unwrap_seconds)
     with clock("bake"):
-        textured = bake(unwrapped.mesh, scene.colour, spec.texture_size, density=scene.density, device=device)
-    with clock("write"):
-        files = []
-        for suffix in spec.formats:
-            files += write(textured, folder / f"mesh.{suffix}", provenance)
-    with clock("compare"):
-        back = read(files[0])
-        agreement = compare(images, render_mesh(back, cameras, background=BACKGROUND))
-    return Exported(tuple(files), back, level.density, len(back.faces), unwrapped.note, agreement, clock.seconds)
+        # The colour of a volume lies under its surface.
+        density = scene.density if isinstance(scene, Volume) else None
+        textured = bake(unwrapped.mesh, scene.colour, spec.texture_size, density=density, device=device)
+    return textured, unwrapped.note
 
 
 def check_cameras() -> Cameras:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dreamkit.images import Images
 from dreamkit.schedule import Number, fixed
+from dreamkit.triangles import unique_edges, vertex_normals
 
 Loss = Callable[[Images, Any], Tensor]
 
@@ -79,6 +80,72 @@ def smooth_normal(images: Images, scene: Any) -> Tensor:
     if images.normal is None:
         raise ValueError("smooth_normal needs a normal picture: render the scene with normals=True")
     return total_variation(images.normal)
+
+
+def laplacian(images: Images, scene: Any) -> Tensor:
+    """Against ragged meshes: mean over vertices of |mean of the neighbours - vertex|, world units.
+
+    The uniform Laplacian of the surface that the pictures show (Nealen et al., Laplacian Mesh Optimization, 2006); 0
+    without a surface. Raises ValueError for a scene without triangles.
+    """
+    vertices, faces = _triangles("laplacian", scene)
+    first, second = unique_edges(faces).unbind(1)
+    ends = torch.cat([first, second])
+    around = torch.zeros_like(vertices).index_add(0, ends, vertices[torch.cat([second, first])])
+    degree = torch.zeros_like(vertices[:, 0]).index_add(0, ends, torch.ones_like(ends, dtype=vertices.dtype))
+    used = degree > 0
+    lengths = (around[used] / degree[used, None] - vertices[used]).norm(dim=-1)
+    return lengths.sum() / max(len(lengths), 1)
+
+
+def normal_consistency(images: Images, scene: Any) -> Tensor:
+    """Against crumpled meshes: mean over edges of 1 - n_a . n_b, n the unit normals of the vertices at its ends.
+
+    As in threestudio. Of the surface that the pictures show; 0 without one. Raises ValueError for a scene without
+    triangles.
+    """
+    vertices, faces = _triangles("normal_consistency", scene)
+    normals, edges = vertex_normals(vertices, faces), unique_edges(faces)
+    return (1 - (normals[edges[:, 0]] * normals[edges[:, 1]]).sum(-1)).sum() / max(len(edges), 1)
+
+
+def sdf_sign(images: Images, scene: Any) -> Tensor:
+    """Against sheets and bubbles inside and around a surface: signs of a signed distance should change seldom.
+
+    Mean over the grid's edges (a, b) whose signs differ of H(sigmoid(s_a), sign s_b) + H(sigmoid(s_b), sign s_a), H the
+    binary cross-entropy in nats (nvdiffrec, arXiv:2111.12503, eq. 2). Where none differ there is no surface: then the
+    smallest |s|, which draws one back. Raises ValueError for a scene without a signed distance on a grid.
+    """
+    if not hasattr(scene, "distances"):
+        raise ValueError(f"sdf_sign needs a signed distance on a grid, as a DMTet has; not a {type(scene).__name__}")
+    distance, edges = scene.distances()
+    first, second = distance[edges].unbind(1)
+    differ = (first < 0) != (second < 0)
+    if not bool(differ.any()):
+        return distance.abs().min()
+    pairs = torch.stack([first[differ], second[differ]])
+    wanted = (pairs.detach().flip(0) >= 0).to(pairs)
+    return 2 * torch.nn.functional.binary_cross_entropy_with_logits(pairs, wanted)
+
+
+def eikonal(images: Images, scene: Any) -> Tensor:
+    """For a signed distance to be one: mean of (|gradient| - 1)^2 at points where the last view looked, and elsewhere.
+
+    Gropp et al., Implicit Geometric Regularization (arXiv:2002.10099), eq. 2. Raises ValueError for a scene without a
+    signed distance everywhere.
+    """
+    if not hasattr(scene, "slopes"):
+        raise ValueError(f"eikonal needs a signed distance everywhere; a {type(scene).__name__} has none")
+    slopes: Tensor = scene.slopes()
+    return ((slopes - 1) ** 2).mean()
+
+
+def _triangles(asker: str, scene: Any) -> tuple[Tensor, Tensor]:
+    """Vertices [V, 3] and faces [F, 3] of the scene's surface as the last view showed it, with its graph."""
+    if not hasattr(scene, "triangles"):
+        raise ValueError(f"{asker} needs a scene made of triangles, as a DMTet or a mesh; not a {type(scene).__name__}")
+    found: tuple[Tensor, Tensor] = scene.triangles()
+    return found
 
 
 def total_variation(pictures: Tensor, alpha: Tensor | None = None) -> Tensor:

@@ -11,14 +11,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dreamkit"
 
 RANKS = {
-    0: "errors streams schedule images cameras meshes prompts device diffusion disk frozen",
+    0: "errors streams schedule images cameras meshes triangles prompts device diffusion disk frozen pages",
     1: "kernels",
     2: "render assets losses",
     3: "priors representations toybox metrics",
     4: "guidance",
     5: "settings recipe",
-    6: "run loop export",
-    7: "preview report view batch doctor",
+    6: "run loop export propeller adversarial",
+    7: "preview report view batch doctor evaluate",
     8: "api cli __init__ __main__",
 }
 """A file imports only from rooms of lower rank, from its own folder, or beside it at the top from its own rank."""

@@ -118,6 +118,120 @@ def test_losses_that_look_at_normals_ask_for_them():
     assert not losses.needs_normals([Weighted(losses.opacity), Weighted(losses.smooth_rgb)])
 
 
+@dataclass(frozen=True)
+class Solid:
+    """A scene of two tetrahedra that share a face."""
+
+    vertices: torch.Tensor
+
+    faces = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 4], [3, 1, 4], [2, 3, 4]])
+
+    def triangles(self):
+        return self.vertices, self.faces
+
+
+def double_tetrahedron():
+    return (2 * random(5, 3, seed=3) - 1).requires_grad_()
+
+
+def test_the_laplacian_by_a_loop():
+    scene = Solid(double_tetrahedron())
+    around = {i: set() for i in range(5)}
+    for face in scene.faces.tolist():
+        for corner in face:
+            around[corner] |= {*face} - {corner}
+    want = 0.0
+    for vertex, neighbours in around.items():
+        middle = sum(scene.vertices[n] for n in neighbours) / len(neighbours)
+        want += (middle - scene.vertices[vertex]).norm().item() / 5
+    assert losses.laplacian(None, scene).item() == pytest.approx(want)
+    # A vertex that no face uses, as of a mesh that was cut, counts for nothing.
+    more = Solid(torch.cat([scene.vertices, torch.full((1, 3), 9.0)]))
+    assert losses.laplacian(None, more).item() == pytest.approx(want)
+
+
+def test_normal_consistency_of_a_cube_s_corner_and_of_a_plane():
+    square = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    flat = Solid(square)
+    object.__setattr__(flat, "faces", torch.tensor([[0, 1, 2], [0, 2, 3]]))
+    assert losses.normal_consistency(None, flat).item() == pytest.approx(0, abs=1e-6)
+    # Bent by a right angle along the diagonal: the ends of the bend take the mean of both sides.
+    bent = Solid(torch.tensor([[0.0, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1]]))
+    object.__setattr__(bent, "faces", torch.tensor([[0, 1, 3], [1, 0, 2]]))
+    a, b = torch.tensor([1.0, -1, 0]) / 2**0.5, torch.tensor([0.0, 0, -1])
+    mean = 2**0.5 * a + b  # twice the areas: sqrt 2 and 1
+    cosines = [1.0] + [float(side @ mean / mean.norm()) for side in (a, a, b, b)]
+    assert losses.normal_consistency(None, bent).item() == pytest.approx(1 - sum(cosines) / 5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["laplacian", "normal_consistency"])
+def test_mesh_losses_match_finite_differences(name):
+    def value(vertices):
+        return getattr(losses, name)(None, Solid(vertices))
+
+    assert torch.autograd.gradcheck(value, [double_tetrahedron()])
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A scene of four distances on a chain of edges."""
+
+    distance: torch.Tensor
+
+    def distances(self):
+        return self.distance, torch.tensor([[0, 1], [1, 2], [2, 3]])
+
+
+def test_signs_that_differ_by_a_loop():
+    values = [-0.5, 0.3, 0.0, -2.0]  # 0 counts as outside: the first and the last edge change sign
+    distance = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+    def entropy(s, outside):
+        p = 1 / (1 + math.exp(-s))
+        return -math.log(p if outside else 1 - p)
+
+    want = [entropy(-0.5, True) + entropy(0.3, False), entropy(0.0, False) + entropy(-2.0, True)]
+    assert losses.sdf_sign(None, Signed(distance)).item() == pytest.approx(sum(want) / 2)
+    away = torch.tensor([-0.5, 0.3, 0.1, -2.0], dtype=torch.float64, requires_grad=True)  # from the jump at 0
+    assert torch.autograd.gradcheck(lambda d: losses.sdf_sign(None, Signed(d)), [away])
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_where_no_signs_differ_the_nearest_to_zero_is_drawn_to_it(sign):
+    distance = (sign * torch.tensor([0.5, 0.3, 0.7, 2.0])).requires_grad_()
+    value = losses.sdf_sign(None, Signed(distance))
+    assert value.item() == pytest.approx(0.3)
+    value.backward()
+    assert distance.grad.tolist() == [0, sign, 0, 0]
+
+
+def test_eikonal_is_zero_for_slopes_of_one():
+    @dataclass(frozen=True)
+    class Sloped:
+        lengths: torch.Tensor
+
+        def slopes(self):
+            return self.lengths
+
+    assert losses.eikonal(None, Sloped(torch.ones(4))).item() == 0
+    assert losses.eikonal(None, Sloped(torch.tensor([1.0, 3.0]))).item() == pytest.approx(2)
+
+
+def test_a_surface_that_is_gone_costs_nothing():
+    gone = Solid(torch.zeros(0, 3, requires_grad=True))
+    object.__setattr__(gone, "faces", torch.zeros(0, 3, dtype=torch.int64))
+    for loss in (losses.laplacian, losses.normal_consistency):
+        value = loss(None, gone)
+        value.backward()
+        assert value.item() == 0
+
+
+@pytest.mark.parametrize("name", ["laplacian", "normal_consistency", "sdf_sign", "eikonal"])
+def test_losses_on_surfaces_say_what_they_need(name):
+    with pytest.raises(ValueError, match=f"{name} needs"):
+        getattr(losses, name)(None, object())
+
+
 def test_a_weight_is_a_factor_and_a_schedule_must_be_resolved():
     images = pictures(torch.zeros(1, 1, 1, 1))
     loss = Weighted(losses.opacity, Linear(0.0, 10.0))

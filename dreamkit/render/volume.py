@@ -99,7 +99,7 @@ def render_volume(
         density, colour = field(points)
         normals = None if normal is None else _normals(normal, points, density, samples, backend)
         if light is not None and lamp is not None and normals is not None:
-            colour = _shade(light, lamp[rays].index_select(0, samples.ray), points, colour, normals)
+            colour = lit(light, lamp[rays].index_select(0, samples.ray), points, colour, normals)
         pixels = _composite(samples, directions[rays], density, colour, normals, backend)
         return pixels if chunk is None else replace(pixels, samples=None)  # which would outweigh the picture
 
@@ -142,7 +142,8 @@ def _normals(normal: NormalField, points: Tensor, density: Tensor, samples: Samp
     return torch.zeros_like(points).index_copy(0, chosen, normal(points.index_select(0, chosen)))
 
 
-def _shade(light: Light, lamp: Tensor, points: Tensor, albedo: Tensor, normals: Tensor) -> Tensor:
+def lit(light: Light, lamp: Tensor, points: Tensor, albedo: Tensor, normals: Tensor) -> Tensor:
+    """Colours [S, 3] of points lit by lamps, each [S, 3], as `Light` says."""
     towards = F.normalize(lamp.to(points) - points, dim=-1)
     shading = light.diffuse * (normals * towards).sum(-1, keepdim=True).clamp(min=0) + light.ambient
     return shading.expand_as(albedo) if light.textureless else albedo * shading

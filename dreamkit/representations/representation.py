@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dreamkit.cameras import Cameras
 from dreamkit.images import Images
+from dreamkit.meshes import Mesh
 from dreamkit.render.volume import Light
 from dreamkit.schedule import Number, fixed
 from dreamkit.streams import Streams
@@ -90,6 +91,19 @@ class Volume(Scene, Protocol):
         ...
 
 
+@runtime_checkable
+class Solid(Scene, Protocol):
+    """A scene that is a surface: its triangles are what is exported."""
+
+    def mesh(self) -> Mesh:
+        """The surface now, world units; with texture coordinates and maps if it has them. Raises RunError if gone."""
+        ...
+
+    def colour(self, points: Tensor) -> Tensor:
+        """[N, 3] world points on the surface -> [N, 3] unlit colour in [0, 1], without gradient."""
+        ...
+
+
 class Representation(Protocol):
     """A frozen specification of scenes."""
 
@@ -146,6 +160,45 @@ class LearnedColour:
 
 
 Background = RandomColour | PlainColour | LearnedColour
+
+
+class Backdrop:
+    """What stands behind a scene: its specification's background, on a device, with the colour that is learned."""
+
+    def __init__(self, background: Background, preview: Colour, device: torch.device) -> None:
+        self.background, self.preview, self.device = background, preview, device
+        self.learned: Tensor | None = None
+        if isinstance(background, LearnedColour):
+            start = torch.logit(torch.tensor(background.start, device=device), eps=1e-3)
+            self.learned = start.requires_grad_()
+
+    def behind(self, count: int, streams: Streams | None, given: Tensor | Colour | None) -> Tensor:
+        """Colours [count, 3], or pictures [count, 3, H, W] if given as such.
+
+        What is given, else drawn from `streams` ("background", "background/swap"), else the preview's colour.
+        """
+        if given is None and streams is None:
+            given = self.preview
+        if given is not None:
+            colour = torch.as_tensor(given, dtype=torch.float32, device=self.device)
+            return colour.expand(count, 3) if colour.ndim == 1 else colour
+        assert streams is not None
+        if not isinstance(self.background, LearnedColour):
+            return self.background.draw(count, streams).to(self.device)
+        assert self.learned is not None
+        other = RandomColour().draw(count, streams).to(self.learned)
+        swap = streams.uniform("background/swap", (count, 1), like=self.learned) < self.background.random
+        return torch.where(swap, other, torch.sigmoid(self.learned))
+
+    def parameters(self, now: Background) -> list[Group]:
+        """The group "background" of the learned colour; none without one. `now` is the resolved background."""
+        if self.learned is None or not isinstance(now, LearnedColour):
+            return []
+        return [{"name": "background", "params": [self.learned], "lr": fixed(now.rate)}]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a scene's state: the learned colour, if there is one."""
+        return {} if self.learned is None else {"background": self.learned}
 
 
 @dataclass(frozen=True)

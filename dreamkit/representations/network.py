@@ -1,0 +1,75 @@
+"""A hash grid and a small network: points -> some numbers, smooth, cheap, and learned fast."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamkit.errors import InputError
+from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
+from dreamkit.representations.hashgrid import FOR_64_PIXELS, POINTS_AT_ONCE
+from dreamkit.representations.representation import Group
+from dreamkit.schedule import Number, fixed
+from dreamkit.streams import Streams
+
+
+@dataclass(frozen=True)
+class Network:
+    """Specification of a hash-grid network on the cube [-1, 1]^3: output(relu(hidden(features(x))))."""
+
+    encoding: HashGridShape = FOR_64_PIXELS
+    hidden: int = 32
+    """Width of the one hidden layer."""
+    table_rate: Number = 1e-2
+    network_rate: Number = 1e-3
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise InputError(f"Network needs hidden > 0; got {self.hidden}")
+
+    def build(self, outputs: int, device: torch.device, streams: Streams) -> "HashNetwork":
+        """Near 0 everywhere. Streams "init/table", "init/hidden" and "init/output"."""
+
+        def layer(name: str, rows: int, columns: int) -> Tensor:
+            return (2 * streams.uniform(name, (rows, columns)) - 1) * (3 / columns) ** 0.5
+
+        shape = (self.encoding.total, self.encoding.features)
+        values = (
+            2e-4 * streams.uniform("init/table", shape) - 1e-4,
+            layer("init/hidden", self.hidden, self.encoding.width),
+            layer("init/output", outputs, self.hidden),
+        )
+        return HashNetwork(self, *(value.to(device).requires_grad_() for value in values))
+
+
+@dataclass
+class HashNetwork:
+    """A network on a device: the leaf tensors that are optimised. Made by `Network.build`."""
+
+    spec: Network
+    table: Tensor
+    hidden: Tensor
+    output: Tensor
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """[N, 3] world points -> [N, outputs], differentiable in the tensors, and twice in the points."""
+        features = hashgrid((points + 1) / 2, self.table, self.spec.encoding, backend=self.spec.backend)
+        return F.linear(F.relu(F.linear(features, self.hidden)), self.output)
+
+    @torch.no_grad()
+    def in_parts(self, points: Tensor) -> Tensor:
+        """The same for any number of points, without gradient."""
+        return torch.cat([self(part) for part in points.to(self.table).split(POINTS_AT_ONCE)])
+
+    def parameters(self, name: str, now: Network) -> list[Group]:
+        """Groups "<name>/table" and "<name>/network"."""
+        return [
+            {"name": f"{name}/table", "params": [self.table], "lr": fixed(now.table_rate)},
+            {"name": f"{name}/network", "params": [self.hidden, self.output], "lr": fixed(now.network_rate)},
+        ]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """For a scene's state."""
+        return {f"{name}/{part}": getattr(self, part) for part in ("table", "hidden", "output")}
