@@ -555,6 +555,8 @@ def test_wrong_inputs_are_named():
         rasterize(clip, faces.long(), (4, 4))
     with pytest.raises(ValueError, match="rasterize: faces name vertices 0 to 74, but there are 70"):
         rasterize(clip[:, :70], faces, (4, 4))
+    with pytest.raises(ValueError, match="rasterize: faces name vertices -1 to 73, but there are 75"):
+        rasterize(clip, faces - 1, (4, 4))
     with pytest.raises(ValueError, match="at least 1 pixel"):
         rasterize(clip, faces, (0, 4))
     with pytest.raises(ValueError, match=r"interpolate expects attributes \[V, C\].*got \(3, 75, 3\)"):

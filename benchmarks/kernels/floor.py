@@ -57,13 +57,13 @@ def measure(where: torch.device) -> Rates:
 
 
 def seconds(job: Callable[[], object], where: torch.device, rounds: int = 7) -> float:
-    """The fastest of some rounds, after one for warming up."""
+    """The fastest of some rounds, after one for warming up. On CUDA a round ends when the device has done its work."""
     best = float("inf")
     for number in range(rounds + 1):
         began = time.perf_counter()
         job()
         if where.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(where)
         if number:
             best = min(best, time.perf_counter() - began)
     return best

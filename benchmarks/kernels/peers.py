@@ -1,6 +1,7 @@
-"""What others need for the same workloads, where they are installed: Dr.Jit on a CPU, CUDA libraries on CUDA.
+"""Libraries that no adapter serves, and what they need for the same workloads where they are installed: Dr.Jit.
 
-A peer returns None for a workload it has no counterpart of, or where it cannot run. Its numbers are as random as ours.
+A peer gives its job, or None for a workload it has no counterpart of, or where it cannot run. Its numbers are as random
+as ours.
 """
 
 from collections.abc import Callable
@@ -9,26 +10,23 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels.floor import seconds
 from benchmarks.kernels.workloads import LARGE, SMALL, Workload
 from dreamkit.kernels.hashgrid import HashGridShape
 
 
-def drjit(workload: Workload, where: torch.device, rounds: int) -> float | None:
-    """Seconds of Dr.Jit's LLVM backend: its own hash grid, and compositing as two loops written by hand."""
-    if find_spec("drjit") is None or where.type != "cpu":
-        return None
+def drjit(workload: Workload, where: torch.device) -> Callable[[], object] | None:
+    """Dr.Jit's LLVM backend: its own hash grid, and compositing as two loops written by hand."""
     jobs = {
         "hash grid, 2^16 points, 12 levels of 2^15": lambda: _drjit_hashgrid(SMALL, 2**16),
         "hash grid, 2^18 points, 16 levels of 2^19": lambda: _drjit_hashgrid(LARGE, 2**18),
         "composite, 65,536 rays x 64": _drjit_composite,
     }
-    if workload.name not in jobs:
+    if find_spec("drjit") is None or where.type != "cpu" or workload.name not in jobs:
         return None
     import drjit as dr
 
     dr.set_thread_count(torch.get_num_threads())
-    return seconds(jobs[workload.name](), where, rounds)
+    return jobs[workload.name]()
 
 
 def _drjit_hashgrid(shape: HashGridShape, points: int) -> Callable[[], object]:
@@ -117,4 +115,4 @@ def _drjit_composite() -> Callable[[], object]:
     return run
 
 
-PEERS: dict[str, Callable[[Workload, torch.device, int], float | None]] = {"Dr.Jit": drjit}
+PEERS: dict[str, Callable[[Workload, torch.device], Callable[[], object] | None]] = {"Dr.Jit": drjit}

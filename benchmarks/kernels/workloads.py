@@ -23,6 +23,8 @@ Job = Callable[[str], object]
 @dataclass(frozen=True)
 class Workload:
     name: str
+    operator: str
+    """The folder in dreamkit/kernels whose backends can run it."""
     make: Callable[[torch.device, float], Job]
     """The job on a device, with that share of the points, rays, Gaussians or triangles."""
     work: Work = field(default_factory=Work)
@@ -52,11 +54,12 @@ def hashgrid_job(shape: HashGridShape, points: int, of_points: bool = False) -> 
     return make
 
 
-def hashgrid_work(shape: HashGridShape, points: int) -> Work:
+def hashgrid_workload(name: str, shape: HashGridShape, points: int, of_points: bool = False) -> Workload:
     """Eight vertices a level are read, and added to, which is counted as no more than a read; besides, points,
     features and their gradient, and the table's."""
     moved = points * (2 * 12 + 2 * 4 * shape.width) + 4 * shape.total * shape.features
-    return Work(moved=moved, gathers=2 * 8 * shape.levels * points)
+    least = Work(moved=moved, gathers=2 * 8 * shape.levels * points)
+    return Workload(name, "hashgrid", hashgrid_job(shape, points, of_points), least, entries=2**shape.log2_entries)
 
 
 def composite_job(where: torch.device, scale: float) -> Job:
@@ -242,41 +245,32 @@ SAMPLES = 2**16 * 64
 LOOKUPS = 2**18
 
 WORKLOADS: tuple[Workload, ...] = (
-    Workload(
-        "hash grid, 2^16 points, 12 levels of 2^15",
-        hashgrid_job(SMALL, 2**16),
-        hashgrid_work(SMALL, 2**16),
-        entries=2**15,
-    ),
-    Workload(
-        "hash grid, the same, to the points also",
-        hashgrid_job(SMALL, 2**16, of_points=True),
-        hashgrid_work(SMALL, 2**16),
-        entries=2**15,
-    ),
-    Workload("hash grid, the same, a loss on normals", normals_job, entries=2**15),
-    Workload(
-        "hash grid, 2^18 points, 16 levels of 2^19",
-        hashgrid_job(LARGE, 2**18),
-        hashgrid_work(LARGE, 2**18),
-        entries=2**19,
-    ),
+    hashgrid_workload("hash grid, 2^16 points, 12 levels of 2^15", SMALL, 2**16),
+    hashgrid_workload("hash grid, the same, to the points also", SMALL, 2**16, of_points=True),
+    Workload("hash grid, the same, a loss on normals", "hashgrid", normals_job, entries=2**15),
+    hashgrid_workload("hash grid, 2^18 points, 16 levels of 2^19", LARGE, 2**18),
     Workload(
         "composite, 65,536 rays x 64",
+        "composite",
         composite_job,
         # Six numbers read and a weight written, then weight, length and features read and four gradients written.
         Work(moved=4 * SAMPLES * (6 + 1 + 5 + 4), exps=SAMPLES),
     ),
-    Workload("distortion, 65,536 rays x 64", distortion_job, Work(moved=4 * SAMPLES * 7)),
-    Workload("march, 16,384 rays, 64^3 cells (forward)", march_job),
-    Workload("visible, 65,536 rays x 64 (forward)", visible_job, Work(moved=4 * SAMPLES)),
-    Workload("resample, 65,536 rays, 64 to 32 (forward)", resample_job, Work(moved=4 * SAMPLES * 4.5)),
-    Workload("splat, 10,000 Gaussians, 256x256", splat_job(10_000, 256)),
-    Workload("splat, 100,000 Gaussians, 512x512", splat_job(100_000, 512)),
-    Workload("raster, 19,596 triangles, 256x256", raster_job, Work(moved=256**2 * 4 * (5 + 3 + 3 + 3))),
+    Workload("distortion, 65,536 rays x 64", "composite", distortion_job, Work(moved=4 * SAMPLES * 7)),
+    Workload("march, 16,384 rays, 64^3 cells (forward)", "march", march_job),
+    Workload("visible, 65,536 rays x 64 (forward)", "march", visible_job, Work(moved=4 * SAMPLES)),
+    Workload("resample, 65,536 rays, 64 to 32 (forward)", "march", resample_job, Work(moved=4 * SAMPLES * 4.5)),
+    Workload("splat, 10,000 Gaussians, 256x256", "splat", splat_job(10_000, 256)),
+    Workload("splat, 100,000 Gaussians, 512x512", "splat", splat_job(100_000, 512)),
+    Workload("raster, 19,596 triangles, 256x256", "raster", raster_job, Work(moved=256**2 * 4 * (5 + 3 + 3 + 3))),
     # uv read twice, colours written and their gradient read, four texels read and added to.
-    Workload("texture, 2^18 lookups", texture_job(mips=False), Work(moved=4 * LOOKUPS * (4 + 6), gathers=8 * LOOKUPS)),
-    Workload("texture, the same, mip-mapped", texture_job(mips=True)),
+    Workload(
+        "texture, 2^18 lookups",
+        "texture",
+        texture_job(mips=False),
+        Work(moved=4 * LOOKUPS * (4 + 6), gathers=8 * LOOKUPS),
+    ),
+    Workload("texture, the same, mip-mapped", "texture", texture_job(mips=True)),
     # Corner signs of every tetrahedron.
-    Workload("marching tetrahedra, 64^3 cubes", marching_tetrahedra_job, Work(moved=12 * 64**3 * 33)),
+    Workload("marching tetrahedra, 64^3 cubes", "tets", marching_tetrahedra_job, Work(moved=12 * 64**3 * 33)),
 )

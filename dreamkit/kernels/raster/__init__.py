@@ -127,8 +127,11 @@ def screen_derivatives(
 
         db_i/dx = (de_i/dx - b_i sum_j de_j/dx) / sum_j e_j
 
-    in the notation of `rasterize`; x counts columns to the right, y rows downwards. For choosing a level of detail; 0
-    where there is no face. Arguments as in `interpolate`; carries no gradient.
+    in the notation of `rasterize`; x counts columns to the right, y rows downwards; 0 where there is no face. Arguments
+    as in `interpolate`.
+
+    It is for choosing a level of detail: of texture coordinates it is the `footprint` of kernels.texture.sample. There
+    is no gradient: the result is a constant to autograd, also where attributes and clip want one.
     """
     _check_attributes("screen_derivatives", attributes, raster, faces)
     _check_clip("screen_derivatives", clip, raster)
@@ -227,13 +230,13 @@ def _check_faces(name: str, faces: Tensor, vertices: int, device: torch.device) 
         raise ValueError(
             f"{name} expects faces [F, 3] int32 on {device}; got {tuple(faces.shape)} {faces.dtype} on {faces.device}"
         )
-    low, high = 0, -1
-    if len(faces) and device.type == "cpu":  # numpy: on few numbers torch is slower, by the waking of its threads
-        low, high = int(faces.numpy().min()), int(faces.numpy().max())
-    elif len(faces):
+    suspect = len(faces) > 0
+    if suspect and device.type == "cpu":  # in one pass, where negative numbers are the largest; numpy wakes no threads
+        suspect = int(faces.numpy().view("uint32").max()) >= vertices
+    if suspect:
         low, high = (int(bound) for bound in faces.aminmax())
-    if low < 0 or high >= vertices:
-        raise ValueError(f"{name}: faces name vertices {low} to {high}, but there are {vertices}")
+        if low < 0 or high >= vertices:
+            raise ValueError(f"{name}: faces name vertices {low} to {high}, but there are {vertices}")
 
 
 def _check_attributes(name: str, attributes: Tensor, raster: Raster, faces: Tensor) -> None:

@@ -9,17 +9,25 @@ from dreamkit.kernels.launch import OPTIONS
 from dreamkit.kernels.raster import WALK
 from dreamkit.kernels.raster.warp_tiles import Frame, adding, centre_x, centre_y, flattening, ints, ints3, tile_of, vec3
 
-nowhere = wp.constant(wp.float64(1.0e300))
+
+@wp.func
+@no_type_check
+def leaving(n: vec3, side: wp.float64, near: vec3, far: vec3, barred: wp.bool):
+    """How far near is inside an edge, and how much of that is lost on the way to far: the first over the second is the
+    share of the way at which the edge is crossed outwards. Nothing is lost if it is not."""
+    here = wp.dot(n, near) * side
+    lost = here - wp.dot(n, far) * side
+    if lost <= wp.max(here, wp.float64(0.0)) or barred:
+        lost = wp.float64(0.0)
+    return here, lost
 
 
 @wp.func
 @no_type_check
-def leaving(n: vec3, near: vec3, far: vec3, barred: wp.bool) -> wp.float64:
-    """The share of the way from near to far at which an edge is crossed outwards, or a number that is none."""
-    here = wp.dot(n, near)
-    there = wp.dot(n, far)
-    crosses = there < wp.float64(0.0) and here > there and not barred
-    return wp.where(crosses, here / (here - there), nowhere)
+def sooner(here: wp.float64, lost: wp.float64, than_here: wp.float64, than_lost: wp.float64) -> wp.bool:
+    """Whether an edge is crossed before another: by products, which are quicker than quotients."""
+    zero = wp.float64(0.0)
+    return lost > zero and (than_lost == zero or here * than_lost < than_here * lost)
 
 
 @functools.cache
@@ -50,18 +58,24 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
             n1 = wp.cross(v2, v0)
             n2 = wp.cross(v0, v1)
             side = wp.where(wp.dot(v0, n0) < zero, -one, one)
-            t0 = leaving(n0 * side, near, far, across[0] == came)
-            t1 = leaving(n1 * side, near, far, across[1] == came)
-            t2 = leaving(n2 * side, near, far, across[2] == came)
-            k = wp.where(t1 < t0, 1, 0)
-            t = wp.min(t0, t1)
-            n = wp.where(t1 < t0, n1, n0)
-            k = wp.where(t2 < t, 2, k)
-            n = wp.where(t2 < t, n2, n)
-            t = wp.min(t, t2)
-            if t == nowhere:
-                break  # the other pixel lies in this face
+            here, lost = leaving(n0, side, near, far, across[0] == came)
+            here1, lost1 = leaving(n1, side, near, far, across[1] == came)
+            here2, lost2 = leaving(n2, side, near, far, across[2] == came)
+            k = wp.int32(0)
+            n = n0
+            if sooner(here1, lost1, here, lost):
+                k = 1
+                n = n1
+                here = here1
+                lost = lost1
+            if sooner(here2, lost2, here, lost):
+                k = 2
+                n = n2
+                here = here2
+                lost = lost2
             next = across[k]
+            if lost == zero or (next >= 0 and next == far_face):
+                break  # the other pixel lies in this face; or in the next, which is then on the edge's other side
             others = ids  # without a face there, this one, as if it lay on the same side
             if next >= 0:
                 others = faces[wp.min(next, faces.shape[0] - 1)]
@@ -71,9 +85,7 @@ def silhouettes(real: Any, channels: int) -> tuple[wp.Kernel, wp.Kernel]:
                 steep = wp.abs(n[0]) * wp.float64(frame.height) >= wp.abs(n[1]) * wp.float64(frame.width)
                 if steep == upright:
                     edge = 3 * f + k
-                    share = t
-                break
-            if next == far_face:
+                    share = here / lost
                 break
             came = wp.int32(f)
             f = wp.min(next, faces.shape[0] - 1)

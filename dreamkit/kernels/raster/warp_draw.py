@@ -6,7 +6,7 @@ from typing import Any, no_type_check
 import torch
 import warp as wp
 
-from dreamkit.kernels.launch import OPTIONS
+from dreamkit.kernels.launch import FUSED
 from dreamkit.kernels.raster import DEPTH_STEPS
 from dreamkit.kernels.raster.warp_tiles import Frame, adding, centre_x, centre_y, flattening, ints, ints3, tile_of, vec3
 
@@ -30,7 +30,7 @@ def line_of_32(a: vec3, b: vec3, i: wp.int32, j: wp.int32) -> vec3:
 
 
 def lines(real: Any) -> wp.Function:
-    # A processor may fuse one of a cross product's two products with the difference, and then a x b is not -(b x a).
+    # These kernels fuse one of a cross product's two products with the difference, and then a x b is not -(b x a).
     # Products of float32 are exact in float64, so there it makes no difference.
     return line_of_32 if real == wp.float32 else line_of_64
 
@@ -142,7 +142,7 @@ def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
         key = (wp.int64(wp.clamp(z, zero, two) * steps) << wp.int64(32)) | wp.int64(f)
         return wp.where(inside, key, nothing)
 
-    @wp.kernel(**OPTIONS)
+    @wp.kernel(**FUSED)
     def draw(start: wp.int32, frame: Frame, runs: wp.int32, faces: ints3, clip: reals4, nearest: longs):
         height = frame.height
         width = frame.width
@@ -226,7 +226,7 @@ def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
                     key = fragment(f, column, row, frame, n0, n1, n2, least, plane)
                     keep(nearest, base + row * width + column, key)
 
-    @wp.kernel(**OPTIONS)
+    @wp.kernel(**FUSED)
     def resolve(
         start: wp.int32, frame: Frame, faces: ints3, clip: reals4, nearest: longs, face: ints, barycentric: reals3,
         depth: reals,
@@ -254,7 +254,7 @@ def drawing(real: Any, on_cpu: bool) -> tuple[wp.Kernel, wp.Kernel, wp.Kernel]:
                 barycentric[p] = b
                 depth[p] = d
 
-    @wp.kernel(**OPTIONS)
+    @wp.kernel(**FUSED)
     def adjoint(
         start: wp.int32, frame: Frame, faces: ints3, face: ints, clip: reals4,
         barycentric: reals3, to_barycentric: reals3, to_depth: reals, where: ints, sums: reals4,

@@ -17,11 +17,11 @@ import warp as wp
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dreamkit.kernels.launch import array, launch, launch_in_turn, scalar, threads, vectors
+from dreamkit.kernels.launch import array, launch_in_turn, scalar, threads, vectors
 from dreamkit.kernels.raster.warp_antialias import blending, silhouettes
 from dreamkit.kernels.raster.warp_draw import drawing
 from dreamkit.kernels.raster.warp_interpolate import interpolation
-from dreamkit.kernels.raster.warp_tiles import collecting, frame_of
+from dreamkit.kernels.raster.warp_tiles import frame_of
 
 PARTS = 4  # strips with sums of their own, of all views together (one view has at least one)
 FACE_STRIPS = 8  # strips on CUDA for the drawing of one face
@@ -194,12 +194,12 @@ class _Sums:
             flat = self.sums.new_zeros(views * vertices, width).index_add_(0, self.where, self.sums)
             return flat.view(self.shape).sum(0) if shared else flat.view(self.shape)
         parts, groups = (self.parts * views, 1) if shared else (self.parts, views)
-        if parts == 1:
-            return self.sums.view(self.shape[1:] if shared else self.shape)
-        total = self.sums.new_empty((vertices, width) if shared else self.shape)
-        rows = [vectors(self.sums, width), vectors(total, width)]
-        launch(collecting(scalar(total), width), groups * vertices, [parts, vertices, *rows], total.device, slices=1)
-        return total
+        total = self.sums.view(groups, parts, vertices * width)
+        if parts != 1 and total.device.type == "cpu":  # numpy adds part to part, in order, and wakes no threads
+            total = torch.from_numpy(total.numpy().sum(axis=1))
+        elif parts != 1:
+            total = total.sum(1)
+        return total.view((vertices, width) if shared else self.shape)
 
 
 def in_order(device: torch.device) -> bool:

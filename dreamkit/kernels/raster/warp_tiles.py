@@ -5,8 +5,6 @@ from typing import Any, no_type_check
 
 import warp as wp
 
-from dreamkit.kernels.launch import OPTIONS
-
 vec3 = wp.vec3d
 tile_type = wp.types.vector(5, wp.int32)
 ints: Any = wp.array(dtype=wp.int32)
@@ -123,21 +121,3 @@ def adding(width: int, real: Any) -> tuple[wp.Function, wp.Function]:
             where[summand] = view * frame.vertices + vertex
 
     return add, slot_of
-
-
-@functools.cache
-@no_type_check
-def collecting(real: Any, width: int) -> wp.Kernel:
-    """The sum of the parts."""
-    rows = wp.array(dtype=wp.types.vector(width, real))
-
-    @wp.kernel(**OPTIONS)
-    def collect(start: wp.int32, parts: wp.int32, vertices: wp.int32, sums: rows, total: rows):
-        item = start + wp.tid()
-        first = item // vertices * parts * vertices + item % vertices
-        value = sums[first]
-        for part in range(1, parts):
-            value += sums[first + part * vertices]
-        total[item] = value
-
-    return collect
