@@ -34,6 +34,8 @@ class Images:
     depth: Tensor
     normal: Tensor | None = None
     samples: RaySamples | None = None
+    latent: Tensor | None = None
+    """[B, C, H, W] numbers of a latent prior, of scenes that are made of such; on a background too."""
 
     def __len__(self) -> int:
         return self.rgb.shape[0]
@@ -41,7 +43,8 @@ class Images:
     def detach(self) -> "Images":
         """The pictures without their graph (and without the samples inside)."""
         normal = None if self.normal is None else self.normal.detach()
-        return Images(self.rgb.detach(), self.alpha.detach(), self.depth.detach(), normal)
+        latent = None if self.latent is None else self.latent.detach()
+        return Images(self.rgb.detach(), self.alpha.detach(), self.depth.detach(), normal, latent=latent)
 
 
 def png(rgb: Tensor) -> bytes:
