@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from dreamkit.cameras import orbit
 from dreamkit.errors import InputError
+from dreamkit.priors import Diffusers
 from dreamkit.prompts import read_list
 from dreamkit.recipe import data_folder
 from dreamkit.render.mesh import render_mesh
@@ -233,16 +234,35 @@ def test_pictures_are_a_function_of_seed_and_step(pool):
     first, again, other = (batch(pool, 8, Streams(0, step)) for step in (5, 5, 6))
     assert torch.equal(first[0], again[0])
     assert first[1] == again[1]
+    assert torch.equal(first[2], again[2])
     assert not torch.equal(first[0], other[0])
 
 
-def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
+def few(views: int, seed: int, device: torch.device, together: int):
+    """A pool that is cast quickly."""
+    return cast_pool(2, seed, device, lambda text: None, 2, together)
+
+
+def test_views_that_are_seen_together_stand_evenly_round_one_thing():
+    pool = few(2, 0, torch.device("cpu"), 4)
+    asked, views = draw_asked(pool, 32, random.Random(0))
+    for first in range(0, 32, 4):
+        assert len(set(asked[first : first + 4])) == 1
+        poses = pool.cameras[views[first : first + 4]].unflatten(1, (3, 4))
+        x, y, z = poses[:, :, 3].unbind(1)
+        assert torch.allclose(z, z[:1].expand(4), atol=1e-5)  # float32 of a distance of 3
+        turns = torch.atan2(y, x).rad2deg().diff() % 360
+        assert torch.allclose(turns, torch.full((3,), 90.0), atol=1e-3)
+    captions = {pool.views[view][0] for view in views}
+    assert len(captions) > 4
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_training_resumes_bit_for_bit(tmp_path, monkeypatch, together):
     """Three steps, against two steps, a stop, and one more."""
-    monkeypatch.setattr(
-        train, "cast_pool", lambda views, seed, device: cast_pool(2, seed, device, lambda text: None, 2)
-    )
+    monkeypatch.setattr(train, "cast_pool", few)
     cpu = torch.device("cpu")
-    whole = train.Settings(steps=3, batch=4)
+    whole = train.Settings(steps=3, batch=4, together=together)
     train.train(tmp_path / "whole", whole, cpu)
     # The learning rate depends on the number of steps, so the first part is cut short, not asked to be shorter.
     saved, real = [], train._log
@@ -262,3 +282,34 @@ def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (tmp_path / "parts" / "weights" / "model_index.json").exists()
+    prior = Diffusers(str(tmp_path / "parts" / "weights"), dtype="float32").load(cpu)
+    assert prior.views == together
+    assert ("joint_views" in prior.capabilities) == (together > 1)
+
+
+def test_a_joint_prior_sees_the_other_views_and_where_its_cameras_stand(tmp_path):
+    """And begins as the single-view network it was copied from: with all four views alike it says the same."""
+    torch.manual_seed(0)
+    train.export(train.Networks(), tmp_path / "single")
+    joint = train.Networks(4)
+    train.begin_from(tmp_path / "single", joint)
+    train.export(joint, tmp_path / "joint")
+    one, four = (Diffusers(str(tmp_path / name), dtype="float32").load("cpu") for name in ("single", "joint"))
+    z, level = torch.randn(8, *one.shape), one.level(torch.full((8,), 0.5))
+    z[:4] = z[:1]
+    words, cameras = one.condition(["a red mug"] * 8), torch.zeros(8, 12)
+    alone, told = one.eps(z, level, words), four.placed(four.condition(["a red mug"] * 8), cameras)
+    for name in ("linear_1", "linear_2"):  # the camera's embedding is new: silenced, the rest is the copy
+        torch.nn.init.zeros_(getattr(four.unet.class_embedding, name).weight)
+        torch.nn.init.zeros_(getattr(four.unet.class_embedding, name).bias)
+    together = four.eps(z, level, told)
+    assert torch.allclose(together[:4], alone[:4], atol=1e-4)  # float32, sums over four times as many keys
+    assert (together[4:] - alone[4:]).abs().max() > 1e-3
+    torch.nn.init.ones_(four.unet.class_embedding.linear_2.bias)
+    assert (four.eps(z, level, told) - together).abs().max() > 1e-3
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    train.export(train.Networks(4), tmp_path / "joint")
+    with pytest.raises(InputError, match="another architecture"):
+        train.begin_from(tmp_path / "joint", train.Networks())

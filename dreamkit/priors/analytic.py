@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class AnalyticPrior(Prior):
     """The exact prior of a `Gaussian` or a `Mixture`. Made by their `load`."""
 
     space: Literal["pixel", "latent"] = "pixel"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"student"})
+    capabilities: frozenset[str] = frozenset({"student", "attention_maps"})
 
     def __init__(
         self,
@@ -137,6 +137,11 @@ class AnalyticPrior(Prior):
         eps = (share * sigma * off / spread).sum(1)
         x0 = (share * (centre + std**2 * alpha * off / spread)).sum(1)
         return output_of(self.parameterization, x0, eps, level)
+
+    def attended(self, z: Tensor, level: Level, prompt: Condition, source: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        """eps under both conditions, and a map of ones: an exact prior looks everywhere alike."""
+        told, was = self.predict(z, level, [prompt, source])
+        return told, was, torch.ones_like(z[:, :1])
 
     def student(self, rank: int | None, streams: Streams) -> "AnalyticStudent":
         """Bells that can move and widen; `rank` does not matter to them."""

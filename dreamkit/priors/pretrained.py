@@ -2,7 +2,8 @@
 
 A folder is read by its `model_index.json`, component by component, from safetensors and JSON only: nothing that is
 loaded can run code, and classes outside the table below are refused.
-A model trained on other words than DreamFusion's for where a camera stands names them there, under "_directions".
+A model trained on other words than DreamFusion's for where a camera stands names them there, under "_directions"; one
+that sees several views of an object together says how many, under "_views".
 
 - With a VAE it is a latent prior: x = scaling_factor * E(2 rgb - 1), the posterior sampled or its mean.
 - Without one it is a pixel prior: x = 2 rgb - 1, and a UNet of 3 f^2 channels sees it pixel-unshuffled by f (exact and
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from dreamkit.device import installed
 from dreamkit.diffusion import Level, NoiseSchedule, Parameterization, scaled_linear
 from dreamkit.errors import InputError
 from dreamkit.priors.analytic import resized
+from dreamkit.priors.attention import Watched
+from dreamkit.priors.joint import see_together
 from dreamkit.priors.prior import CAMERA_NUMBERS, Condition, Prior
 from dreamkit.priors.student import UNetStudent
 from dreamkit.prompts import FOUR
@@ -78,7 +81,7 @@ class Diffusers:
 class DiffusersPrior(Prior):
     """A diffusers pipeline as a prior. Made by `Diffusers.load`."""
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"student"})
+    capabilities: frozenset[str] = frozenset({"student", "attention_maps"})
 
     def __init__(self, spec: Diffusers, folder: Path, device: torch.device):
         super().__init__()
@@ -91,6 +94,10 @@ class DiffusersPrior(Prior):
         self.tokenizer = _load("tokenizer", parts, folder)
         self.text_encoder = _frozen(_load("text_encoder", parts, folder, torch.float32), device)
         self.unet = _frozen(_load("unet", parts, folder, self.dtype), device)
+        self.views = int(_read_json(folder / "model_index.json").get("_views", 1))
+        if self.views > 1:
+            self.capabilities = self.capabilities | {"joint_views"}
+            see_together(self.unet, self.views)
         self.vae = _frozen(_load("vae", parts, folder, self.dtype), device) if "vae" in parts else None
         side, channels = int(self.unet.config.sample_size), int(self.unet.config.in_channels)
         self.shape = (channels, side, side)
@@ -144,7 +151,13 @@ class DiffusersPrior(Prior):
         masked = type(self.text_encoder).__name__ == "T5EncoderModel"
         mask = batch.attention_mask.to(self.device) if masked else None
         states = self.text_encoder(batch.input_ids.to(self.device), attention_mask=mask, return_dict=False)[0]
-        return Condition({"tokens": states.to(self.dtype)})
+        return Condition({"tokens": states.to(self.dtype), "ids": batch.input_ids.to(self.device)})
+
+    def placed(self, condition: Condition, cameras: Tensor) -> Condition:
+        """The condition with the camera's numbers, for a UNet that embeds them beside the level."""
+        if self.unet.config.class_embed_type != "projection":
+            return condition
+        return Condition({**condition.tensors, "camera": cameras.to(self.device, self.dtype)})
 
     def network(self, z: Tensor, level: Level, condition: Condition) -> Tensor:
         """The UNet's output at z [N, C, h, w], in z's dtype, without a predicted variance."""
@@ -153,6 +166,18 @@ class DiffusersPrior(Prior):
     def student(self, rank: int | None, streams: Streams) -> "DiffusersStudent":
         """A trainable student of the UNet; see `dreamkit.priors.student`."""
         return DiffusersStudent(self, UNetStudent(self.unet, rank, CAMERA_NUMBERS, streams))
+
+    def attended(self, z: Tensor, level: Level, prompt: Condition, source: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        """eps under both conditions, and a map of the tokens of the prompt that the source has not: see `Prior`.
+
+        The map is what self-attention makes of those tokens' cross-attention (`dreamkit.priors.attention`).
+        """
+        with Watched(self.unet) as watched:
+            told, was = self.predict(z, level, [prompt, source])
+        mine, others = prompt.tensors["ids"], source.tensors["ids"]
+        special = torch.tensor(self.tokenizer.all_special_ids, device=mine.device)
+        only = (mine[:, :, None] != others[:, None, :]).all(2) & ~torch.isin(mine, special)
+        return told, was, watched.map(only, (z.shape[-2], z.shape[-1])).to(z)
 
     def identity(self) -> dict[str, Any]:
         """Where the model came from, its revision where the hub gave one, and a fingerprint of its weights."""
@@ -167,7 +192,8 @@ class DiffusersPrior(Prior):
     def _answer(self, unet: Any, z: Tensor, level: Level, condition: Condition) -> Tensor:
         t = level.t.to(device=z.device, dtype=torch.float32)
         tokens = condition.tensors["tokens"].to(unet.dtype)
-        output = unet(z.to(unet.dtype), t, encoder_hidden_states=tokens, return_dict=False)[0]
+        camera = condition.tensors.get("camera")
+        output = unet(z.to(unet.dtype), t, encoder_hidden_states=tokens, class_labels=camera, return_dict=False)[0]
         return output[:, : self.channels].to(z.dtype)
 
     @property

@@ -8,12 +8,12 @@ A specification (`Gaussian`, `Mixture`, `Diffusers`: small frozen dataclasses in
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion import Level, NoiseSchedule, Parameterization, to_eps
+from dreamkit.diffusion import Level, NoiseSchedule, Parameterization, over, to_eps
 from dreamkit.prompts import FOUR, with_view
 from dreamkit.streams import Streams
 
@@ -21,13 +21,15 @@ CAPABILITIES: dict[str, str] = {
     "joint_views": "priors that see all views of an object at once, such as MVDream",
     "image_prompt": "priors that take a reference picture, such as Zero123 or IP-Adapter",
     "control": "priors with a ControlNet",
+    "multimodal": "priors of pictures and their depth together, such as HumanGaussian's",
+    "attention_maps": "priors whose network says where it looks for each word, such as Stable Diffusion",
     "student": "priors whose network can be copied and trained, such as Stable Diffusion",
     "video": "video priors",
 }
 """Every optional capability, with the kind of prior that has it."""
 
 CAMERA_NUMBERS = 12
-"""How many numbers tell a student where the camera stands: camera_to_world, row by row."""
+"""How many numbers tell a network where the camera stands: camera_to_world, row by row."""
 
 
 class Condition:
@@ -56,6 +58,17 @@ class Condition:
             raise ValueError(f"conditions of different kinds cannot be stacked: {sorted(names)}")
         return Condition({name: torch.cat([c.tensors[name] for c in conditions]) for name in conditions[0].tensors})
 
+    @staticmethod
+    def mix(first: "Condition", second: "Condition", share: Tensor) -> "Condition":
+        """Between two conditions of B samples: `share` [B] of the second, the rest of the first, number by number."""
+
+        def between(a: Tensor, b: Tensor) -> Tensor:
+            part = over(share, a)
+            # What is infinite in both (a weight's logarithm) stays so.
+            return torch.where(a == b, a, torch.where(part == 0, a, torch.where(part == 1, b, a + part * (b - a))))
+
+        return Condition({name: between(value, second.tensors[name]) for name, value in first.tensors.items()})
+
 
 class Prior(ABC):
     """A frozen prior on one device.
@@ -69,6 +82,7 @@ class Prior(ABC):
         schedule          its noise levels
         device            where x, conditions and predictions live
         directions        its words for where a camera stands, round the object (see `dreamkit.prompts`)
+        views             how many samples in a row it sees together as views of one object; 1 for most
     and counted are `calls` of the network and `samples` pushed through it.
     """
 
@@ -80,7 +94,8 @@ class Prior(ABC):
     schedule: NoiseSchedule
     device: torch.device
     directions: tuple[str, ...] = FOUR
-    capabilities: ClassVar[frozenset[str]] = frozenset()
+    views: int = 1
+    capabilities: frozenset[str] = frozenset()
     calls: int = 0
     samples: int = 0
 
@@ -93,7 +108,9 @@ class Prior(ABC):
     def encode(self, rgb: Tensor, streams: Streams | None = None) -> Tensor:
         """x [B, *shape] for pictures rgb [B, 3, H, W] in [0, 1]. Differentiable in rgb.
 
-        A latent prior with a random encoder draws from the stream "vae"; without streams it takes the mean.
+        A latent prior with a random encoder draws from the stream "vae"; without streams it takes the mean. A prior
+        with the capability "multimodal" takes [B, 6, H, W]: colours, then depth in three equal channels; the first half
+        of x is then the colours and the second the depth.
         """
 
     @abstractmethod
@@ -118,6 +135,25 @@ class Prior(ABC):
         Only for priors with the capability "student".
         """
         raise NotImplementedError(f"the prior {self.name!r} has no student")
+
+    def placed(self, condition: Condition, cameras: Tensor) -> Condition:
+        """The condition, told also where each camera stands [B, CAMERA_NUMBERS]; unchanged where that is not read."""
+        return condition
+
+    def control(self, condition: Condition, picture: Tensor) -> Condition:
+        """The condition, told also to follow a layout: a picture [B, C, H, W] in [0, 1] of colour and depth.
+
+        Only for priors with the capability "control".
+        """
+        raise NotImplementedError(f"the prior {self.name!r} takes no layout")
+
+    def attended(self, z: Tensor, level: Level, prompt: Condition, source: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        """eps under both conditions, by one network call, and where the network looks for what is only in the prompt.
+
+        The map is [B, 1, h, w] in [0, 1]: ones where the two do not differ in words. No graph. Only for priors with the
+        capability "attention_maps".
+        """
+        raise NotImplementedError(f"the prior {self.name!r} has no attention maps")
 
     # What every prior can then do
 
@@ -186,15 +222,28 @@ class PriorSpec(Protocol):
         """The prior on a device. Raises InputError if there is none to be had."""
 
 
-def view_conditions(prior: Prior, prompt: str, views: Sequence[str | None], negative: str = "") -> dict[str, Condition]:
+def view_conditions(
+    prior: Prior,
+    prompt: str,
+    views: Sequence[str | None],
+    negative: str = "",
+    source: str = "",
+    worded: Mapping[str, str] | None = None,
+) -> dict[str, Condition]:
     """The conditions a rule may name, one of each per view: "prompt" (with its view words), "bare" (without), "null",
-    "negative".
+    "negative" and, where there is one, "source" (with view words).
 
-    A view of None gets the prompt as it is. The negative prompt never gets view words. The prior remembers embeddings.
+    A view of None gets the prompt as it is; for the others `worded` may hold another, such as `prompts.debiased` makes.
+    The negative prompt never gets view words. The prior remembers embeddings.
     """
+
+    def seen(text: str) -> Condition:
+        return prior.condition([with_view(text, view) if view else text for view in views])
+
+    told = [with_view((worded or {}).get(view, prompt), view) if view else prompt for view in views]
     return {
-        "prompt": prior.condition([with_view(prompt, view) if view else prompt for view in views]),
+        "prompt": prior.condition(told),
         "bare": prior.condition([prompt] * len(views)),
         "null": prior.condition([""] * len(views)),
         "negative": prior.condition([negative] * len(views)),
-    }
+    } | ({"source": seen(source)} if source else {})

@@ -39,27 +39,40 @@ class Pool:
     """N views at SUPERSAMPLE times the picture size.
 
     part [N, S, S] uint8: 0 is background, p + 1 part p. normal [N, S, S, 3] int8, times 127. pale [N, S, S] uint8:
-    bit m is set where material m of world.MATERIALS is pale. towards [N, 3]: unit direction to the camera.
+    bit m is set where material m of world.MATERIALS is pale.
+    cameras [N, 12]: camera_to_world of each, row by row.
     views: the view words of each, exact and rough, such as "left side" and "side".
-    kinds, pairs: which views show what.
+    kinds, pairs: which views show what. They come in groups of `together`, evenly round the same thing.
     """
 
     part: Tensor
     normal: Tensor
     pale: Tensor
-    towards: Tensor
+    cameras: Tensor
     views: list[tuple[str, str]]
     kinds: dict[Arrangement, range]
     pairs: dict[Arrangement, range]
+    together: int = 1
+
+    @property
+    def towards(self) -> Tensor:
+        """[N, 3]: unit direction to the camera."""
+        return self.cameras.unflatten(1, (3, 4))[:, :, 2]
 
 
 def cast_pool(
-    views_per_kind: int, seed: int, device: torch.device, note: Callable[[str], None] = print, pairs: int | None = None
+    views_per_kind: int,
+    seed: int,
+    device: torch.device,
+    note: Callable[[str], None] = print,
+    pairs: int | None = None,
+    together: int = 1,
 ) -> Pool:
     """Cast every kind from `views_per_kind` random cameras, and `pairs` random pairs from a 32nd of that each.
 
-    By default there are half as many pairs as views of a kind.
+    By default there are half as many pairs as views of a kind. Cameras come in groups of `together`.
     """
+    orbit = replace(world.CAMERAS, group=together)
     draw = random.Random(seed)
     shown: list[tuple[Arrangement, int]] = [((kind,), views_per_kind) for kind in KINDS]
     for _ in range(views_per_kind // 2 if pairs is None else pairs):
@@ -69,7 +82,8 @@ def cast_pool(
     for number, (arrangement, count) in enumerate(shown):
         if arrangement in found:
             continue
-        cameras.append(world.CAMERAS.sample(count, Streams(seed, number), "pool"))
+        count = -(-count // together) * together
+        cameras.append(orbit.sample(count, Streams(seed, number), "pool"))
         layers.append(cast(arrangement, cameras[-1], device))
         found[arrangement] = range(total, total + count)
         total += count
@@ -80,9 +94,9 @@ def cast_pool(
     for some in cameras:
         angles = zip(some.azimuth_degrees.tolist(), some.elevation_degrees.tolist(), strict=True)
         words += [(view_of(a, e, EIGHT), view_of(a, e, FOUR)) for a, e in angles]
-    towards = torch.cat([some.camera_to_world[:, :, 2] for some in cameras]).to(device)
-    singles = {a: r for a, r in found.items() if len(a) == 1}
-    return Pool(part, normal, pale, towards, words, singles, {a: r for a, r in found.items() if len(a) == 3})
+    numbers = torch.cat([some.camera_to_world.flatten(1) for some in cameras]).to(device)
+    singles: dict[Arrangement, range] = {a: r for a, r in found.items() if len(a) == 1}
+    return Pool(part, normal, pale, numbers, words, singles, {a: r for a, r in found.items() if len(a) == 3}, together)
 
 
 def _random_pair(draw: random.Random) -> Arrangement:
@@ -126,25 +140,29 @@ def cast(arrangement: Arrangement, cameras: Cameras, device: torch.device) -> tu
     return part, facing, pale
 
 
-def batch(pool: Pool, count: int, streams: Streams) -> tuple[Tensor, list[str]]:
-    """`count` pictures [N, 3, H, W] in [0, 1] and their captions, from the streams of one step."""
+def batch(pool: Pool, count: int, streams: Streams) -> tuple[Tensor, list[str], Tensor]:
+    """`count` pictures [N, 3, H, W] in [0, 1], their captions and cameras [N, 12], from the streams of one step."""
     draw = random.Random(int(streams.generator("captions").initial_seed()))
     asked, views = draw_asked(pool, count, draw)
     captions = [world.caption(a, pool.views[v], draw) for a, v in zip(asked, views, strict=True)]
-    return shade(pool, asked, views, streams), captions
+    return shade(pool, asked, views, streams), captions, pool.cameras[torch.tensor(views, device=pool.cameras.device)]
 
 
 def draw_asked(pool: Pool, count: int, draw: random.Random) -> tuple[list[Asked], list[int]]:
-    """Random things and pairs in random colours and materials, and for each the number of a view of the pool."""
+    """Random things and pairs in random colours and materials, and for each the number of a view of the pool.
+
+    Of a pool whose views come in groups, `count` is a multiple of their size, and so are the things in a row.
+    """
     asked: list[Asked] = []
-    views = []
-    for _ in range(count):
+    views: list[int] = []
+    for _ in range(count // pool.together):
         two = bool(pool.pairs) and draw.random() < SHARES["pair"]
         source = pool.pairs if two else pool.kinds
         arrangement = draw.choice(list(source))
-        views.append(draw.choice(source[arrangement]))
+        first = draw.choice(source[arrangement][:: pool.together])
+        views += range(first, first + pool.together)
         things = [_dressed(kind, draw, plain=two) for kind in arrangement[::2]]
-        asked.append(Pair(things[0], arrangement[1], things[1]) if two else things[0])
+        asked += [Pair(things[0], arrangement[1], things[1]) if two else things[0]] * pool.together
     return asked, views
 
 

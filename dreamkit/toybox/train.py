@@ -2,6 +2,7 @@
 
     python -m dreamkit.toybox.train --folder toybox-run --steps 6000
     python -m dreamkit.toybox.train --folder toybox-run --steps 6000 --start older/weights
+    python -m dreamkit.toybox.train --folder joint-run --together 4 --start toybox-run/weights
 
 
 A UNet2DConditionModel on pixel-unshuffled pictures (64x64x3 becomes 16x16x48, exactly invertible) and a two-layer text
@@ -9,6 +10,9 @@ transformer learn together to predict v = alpha eps - sigma x (Salimans and Ho, 
 Diffusion's noise schedule. The learning rate warms up, stays, and falls to zero over the last 40 % of the steps, so a
 run may be resumed with another --steps. What is kept is an exponential moving average of the weights. The result is a
 diffusers pipeline folder in half precision.
+
+With --together 4 it sees four views of an object at once and is told where each camera stands (MVDream,
+arXiv:2308.16512): its self-attention looks at all four, and the camera's numbers join the embedding of the level.
 """
 
 import argparse
@@ -24,6 +28,9 @@ import torch
 from torch import Tensor
 
 from dreamkit import device as devices
+from dreamkit.errors import InputError
+from dreamkit.priors.joint import see_together
+from dreamkit.priors.prior import CAMERA_NUMBERS
 from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
@@ -45,6 +52,8 @@ class Settings:
     drop_caption: float = 0.1
     views: int = 768
     seed: int = 0
+    together: int = 1
+    """Views of one object that are seen at once."""
     start: str = ""
     """Folder of exported weights to begin from, of the same architecture; its words may be others."""
 
@@ -52,8 +61,9 @@ class Settings:
 class Networks(torch.nn.Module):
     """The two trained networks, together: one set of parameters, one moving average."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: int = 1) -> None:
         super().__init__()
+        self.together = together
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -84,10 +94,17 @@ class Networks(torch.nn.Module):
             addition_embed_type_num_heads=4,
             attention_head_dim=4,
             norm_num_groups=16,
+            **(
+                {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_NUMBERS}
+                if together > 1
+                else {}
+            ),
         )
+        see_together(self.unet, together)
 
-    def forward(self, z: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        return self.unet(z, t, self.text_encoder(tokens).last_hidden_state).sample
+    def forward(self, z: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor) -> Tensor:
+        told = cameras if self.together > 1 else None
+        return self.unet(z, t, self.text_encoder(tokens).last_hidden_state, class_labels=told).sample
 
 
 def make_scheduler() -> Any:
@@ -129,8 +146,8 @@ def make_tokenizer() -> Any:
 def train(folder: Path, settings: Settings, device: torch.device) -> None:
     """Train until `settings.steps`, from the newest checkpoint in `folder` if there is one; export at the end."""
     torch.manual_seed(settings.seed)
-    networks = Networks().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = Networks().to(device)
+    networks = Networks(settings.together).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = Networks(settings.together).to(device)
     if settings.start:
         begin_from(Path(settings.start), networks)
     average.load_state_dict(networks.state_dict())
@@ -138,7 +155,7 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
     tokenizer, abar = make_tokenizer(), make_scheduler().alphas_cumprod.to(device)
     done = _load(folder, networks, average, optimiser, device)
     if done < settings.steps:
-        pool = cast_pool(settings.views, settings.seed, device)
+        pool = cast_pool(settings.views, settings.seed, device, together=settings.together)
         for step in range(done, settings.steps):
             began = time.monotonic()
             for group in optimiser.param_groups:
@@ -159,7 +176,11 @@ def begin_from(folder: Path, networks: Networks) -> None:
     """Take over exported weights, word by word: what the older vocabulary lacks keeps its random beginning."""
     from safetensors.torch import load_file
 
-    networks.unet.load_state_dict(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    # The camera's embedding may be new; everything else must be there.
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    missing, unknown = networks.unet.load_state_dict(weights, strict=False)
+    if unknown or any(not name.startswith("class_embedding") for name in missing):
+        raise InputError(f"the weights in {folder} are of another architecture: {[*unknown, *missing][:3]} do not fit.")
     text, mine = load_file(folder / "text_encoder" / "model.safetensors"), networks.text_encoder.state_dict()
     old = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
     for name, value in text.items():
@@ -174,18 +195,24 @@ def begin_from(folder: Path, networks: Networks) -> None:
 
 def _loss(networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams) -> Tensor:
     """mean |v(z_t, t, caption) - (alpha n - sigma x)|^2; t uniform over a stratified batch; some captions empty."""
-    pictures, captions = batch(pool, settings.batch, streams)
-    dropped = streams.uniform("drop", (settings.batch,)) < settings.drop_caption
+    pictures, captions, cameras = batch(pool, settings.batch, streams)
+    objects = settings.batch // settings.together
+    dropped = _each(streams.uniform("drop", (objects,)), settings.together) < settings.drop_caption
     captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(abar.device)
     x = torch.nn.functional.pixel_unshuffle(2 * pictures - 1, FOLD)
-    u = (torch.arange(settings.batch) + streams.uniform("level", (settings.batch,))) / settings.batch
+    # One level for all views of an object.
+    u = _each((torch.arange(objects) + streams.uniform("level", (objects,))) / objects, settings.together)
     t = (u * len(abar)).long().clamp(max=len(abar) - 1).to(abar.device)
     alpha, sigma = (a[:, None, None, None] for a in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
     n = streams.normal("noise", tuple(x.shape), x)
     with torch.autocast(x.device.type, torch.bfloat16):
-        v = networks((alpha * x + sigma * n).contiguous(memory_format=torch.channels_last), t, tokens)
+        v = networks((alpha * x + sigma * n).contiguous(memory_format=torch.channels_last), t, tokens, cameras)
     return (v.float() - (alpha * n - sigma * x)).square().mean()
+
+
+def _each(values: Tensor, times: int) -> Tensor:
+    return values.repeat_interleave(times)
 
 
 def _rate(step: int, steps: int) -> float:
@@ -200,7 +227,7 @@ def _update_average(average: Networks, networks: Networks, decay: float) -> None
 
 def export(networks: Networks, folder: Path) -> None:
     """Write the networks as a diffusers pipeline folder, in half precision."""
-    half = Networks()
+    half = Networks(networks.together)
     half.load_state_dict(networks.state_dict())
     half.half()
     half.unet.save_pretrained(folder / "unet")
@@ -214,7 +241,7 @@ def export(networks: Networks, folder: Path) -> None:
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "_directions": EIGHT,
-    }
+    } | ({"_views": networks.together} if networks.together > 1 else {})
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -285,6 +312,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=Settings.rate)
     parser.add_argument("--ema", type=float, default=Settings.ema)
     parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--together", type=int, default=Settings.together, help="views of an object seen at once")
     parser.add_argument("--start", default=Settings.start, help="exported weights to begin from")
     parser.add_argument("--device", default="auto")
     arguments = vars(parser.parse_args())
