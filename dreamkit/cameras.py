@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamkit.errors import InputError
 from dreamkit.streams import Streams
 
 
@@ -31,7 +32,7 @@ class Cameras:
     def __len__(self) -> int:
         return self.camera_to_world.shape[0]
 
-    def __getitem__(self, index: slice) -> "Cameras":
+    def __getitem__(self, index: slice | Tensor) -> "Cameras":
         return self._each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> "Cameras":
@@ -47,16 +48,29 @@ class Cameras:
         """[B, 3] world positions."""
         return self.camera_to_world[:, :, 3]
 
+    def about(self, point: tuple[float, float, float]) -> "Cameras":
+        """The same cameras, azimuth and elevation counted round another point than the origin."""
+        x, y, z = (self.positions - torch.tensor(point).to(self.positions)).unbind(-1)
+        azimuth, elevation = torch.atan2(y, x), torch.atan2(z, torch.hypot(x, y))
+        return replace(self, azimuth_degrees=azimuth.rad2deg(), elevation_degrees=elevation.rad2deg())
+
     def rays(self) -> tuple[Tensor, Tensor]:
         """Origins and unit directions of the rays through the pixel centres, each [B, H, W, 3], world units."""
         like = self.camera_to_world
         rows = (torch.arange(self.height, dtype=like.dtype, device=like.device) + 0.5) / self.height
         columns = (torch.arange(self.width, dtype=like.dtype, device=like.device) + 0.5) / self.width
+        return self.rays_through(rows, columns)
+
+    def rays_through(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The rays through every pair of `rows` [R] and `columns` [C], each [B, R, C, 3].
+
+        They are fractions of the picture's height and width, counted from its upper left corner.
+        """
         half = torch.tan(torch.deg2rad(self.fov_degrees) / 2)[:, None, None]
         up = half * (1 - 2 * rows)[None, :, None]
         right = half * (2 * columns - 1)[None, None, :] * (self.width / self.height)
-        shape = (len(self), self.height, self.width)
-        local = torch.stack([right.expand(shape), up.expand(shape), -torch.ones(shape).to(like)], dim=-1)
+        shape = (len(self), len(rows), len(columns))
+        local = torch.stack([right.expand(shape), up.expand(shape), -torch.ones(shape).to(up)], dim=-1)
         world = torch.einsum("bij,bhwj->bhwi", self.camera_to_world[:, :, :3], local)
         origins = self.positions[:, None, None, :].expand_as(world)
         return origins, torch.nn.functional.normalize(world, dim=-1)
@@ -98,6 +112,9 @@ class Orbit:
 
     Azimuths are stratified: a batch of B holds one camera in each of B equal sectors, turned by one common random
     angle, so that every step sees the object from all round.
+
+    In groups of more than one, every drawn camera is followed by group - 1 others evenly round the object, of the same
+    elevation, distance and field of view: four orthogonal views for a prior that sees them together.
     """
 
     distance: tuple[float, float] = (2.8, 3.2)
@@ -105,18 +122,27 @@ class Orbit:
     elevation_degrees: tuple[float, float] = (-10.0, 60.0)
     azimuth_degrees: tuple[float, float] = (-180.0, 180.0)
     size: int = 64
+    group: int = 1
+
+    def __post_init__(self) -> None:
+        if self.group < 1:
+            raise InputError(f"Orbit.group is the number of views of one object, at least 1; got {self.group}.")
 
     def sample(self, count: int, streams: Streams, name: str = "camera") -> Cameras:
-        """`count` cameras from the stream `name`."""
-        draw = streams.uniform(name, (4, count))
-        sector = (torch.arange(count) + draw[0]) / count
+        """`count` cameras, a multiple of the group, from the stream `name`."""
+        if count % self.group:
+            raise InputError(f"{count} cameras cannot stand in groups of {self.group}: choose a multiple of it.")
+        objects = count // self.group
+        draw = streams.uniform(name, (4, objects)).repeat_interleave(self.group, 1)
+        sector = (torch.arange(objects).repeat_interleave(self.group) + draw[0]) / objects
         sector = (sector + streams.uniform(f"{name}/turn", (1,))) % 1.0
 
         def between(bounds: tuple[float, float], u: Tensor) -> Tensor:
             return bounds[0] + (bounds[1] - bounds[0]) * u
 
+        round_it = torch.arange(self.group).repeat(objects) * (360.0 / self.group)
         return orbit(
-            between(self.azimuth_degrees, sector),
+            between(self.azimuth_degrees, sector) + round_it,
             between(self.elevation_degrees, draw[1]),
             between(self.distance, draw[2]),
             between(self.fov_degrees, draw[3]),

@@ -148,6 +148,12 @@ def add_noise(x: Tensor, noise: Tensor, level: Level) -> Tensor:
     return alpha * x + sigma * noise
 
 
+def preserved(z: Tensor, level: Level) -> Tensor:
+    """A noised sample as a variance-preserving path has it, z / sqrt(alpha^2 + sigma^2): it follows from z / alpha and
+    k alone, whatever the path."""
+    return z / over((level.alpha**2 + level.sigma**2).sqrt(), z)
+
+
 def to_eps(parameterization: Parameterization, output: Tensor, z: Tensor, level: Level) -> Tensor:
     """The noise prediction eps that a network's output means at z [B, ...]."""
     alpha, sigma = level.over(z)
@@ -211,11 +217,14 @@ def cfg(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def perp_neg(cond: Tensor, uncond: Tensor, negatives: Sequence[tuple[float, Tensor]], scale: float) -> Tensor:
+def perp_neg(
+    cond: Tensor, uncond: Tensor, negatives: Sequence[tuple[float | Tensor, Tensor]], scale: float
+) -> Tensor:
     """Guidance away from other prompts, but never against the prompt itself (Perp-Neg, arXiv:2304.04968).
 
     uncond + scale (e + sum_i w_i e_i^perp), with e = cond - uncond, e_i = negative_i - uncond and e_i^perp the part of
-    e_i at right angles to e, sample by sample. Pairs in `negatives` are (w_i <= 0, prediction). With none it is `cfg`.
+    e_i at right angles to e, sample by sample. Pairs in `negatives` are (w_i <= 0, a number or shaped to multiply it,
+    prediction). With none it is `cfg`.
     """
     direction = cond - uncond
     total = direction

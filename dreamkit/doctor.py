@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 
 from dreamkit import device as devices
+from dreamkit.cameras import ring
 from dreamkit.errors import InputError
 from dreamkit.guidance import gradient, rules
+from dreamkit.guidance.geometry import Geometry
 from dreamkit.guidance.noise import Inverted, Simulated
 from dreamkit.kernels import choose
 from dreamkit.priors import Bell, Gaussian
@@ -83,9 +85,11 @@ def _costs(rule: rules.Rule) -> str:
     """What a rule takes for one view, found by running it on a prior that counts: samples and calls, scale, needs."""
     prior = Gaussian((Bell("", 0.0, 1.0),), size=2).load("cpu")
     null, x = prior.condition([""]), torch.zeros(1, *prior.shape)
-    conditions = dict.fromkeys(("prompt", "bare", "null", "negative", "source"), null)
-    parts = rule.parts(prior, Streams(0, -1))
-    gradient(rule, prior, x, conditions, Streams(0, 0), 0.5, {"source": x}, parts)
+    asked = {ask.condition for ask in rule.asks()}
+    conditions = dict.fromkeys({"prompt", "bare", "null", "negative", "source", "layout_bare"} | asked, null)
+    parts, empty = rule.parts(prior, Streams(0, -1)), torch.zeros(1, 1, 8, 8)
+    where = Geometry(ring(1), empty, empty)
+    gradient(rule, prior, x, conditions, Streams(0, 0), 0.5, {"source": x}, parts, where)
     samples, calls = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((prior.samples, "sample"), (prior.calls, "call")))
     walks = isinstance(rule.noise, Inverted | Simulated)  # a path, whose length depends on the level
     facts = [f"{'about ' if walks else ''}{samples} in {calls}"]

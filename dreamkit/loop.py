@@ -16,17 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamkit.cameras import ring
+from dreamkit.cameras import Cameras, ring
 from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError, RunError
+from dreamkit.guidance.geometry import Geometry
 from dreamkit.guidance.post import clip_pixels
-from dreamkit.guidance.rule import Part, check, gradient
+from dreamkit.guidance.rule import CONDITIONS, Part, check, gradient
 from dreamkit.images import Images, png
 from dreamkit.losses import needs_normals
+from dreamkit.priors.language import reworded
 from dreamkit.priors.prior import Condition, Prior, view_conditions
 from dreamkit.prompts import views_of
 from dreamkit.recipe import Guide, Recipe, Stage
 from dreamkit.representations.canvas import CanvasScene
+from dreamkit.representations.particles import Particles, ParticlesScene, alike
 from dreamkit.representations.representation import Group, Representation, Scene, Startable
 from dreamkit.run import Run, flatten, unflatten
 from dreamkit.schedule import fixed
@@ -53,31 +56,66 @@ class State:
     """Steps just skipped in a row."""
     parts: dict[str, dict[str, Part]] = field(default_factory=dict)
     """What the rules train beside the scene: guide -> name -> part."""
+    source: Scene | None = None
+    """For rules that edit: the scene as it was at the start of the stage."""
+    ahead: dict[str, Any] | None = None
+    """What the propeller expects of the steps to come (`dreamkit.propeller`)."""
+
+    def streams(self, seed: int) -> Streams:
+        """The randomness of the next step."""
+        return Streams(seed + (self.attempt << 32), self.step)
+
+
+Take = Callable[[Stage, State, int, dict[Any, Prior], str, int], dict[str, Any]]
+"""What `take_step` is: it takes at least one step of the stage, and returns the figures of the last."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A scene for a run to start from, and the specification it was made by."""
+
+    scene: Scene
+    representation: Representation
+
+    def handed(self, stage: Stage, seed: int, device: torch.device) -> Scene:
+        """The scene as one of the stage's representation. Raises InputError if it cannot be."""
+        try:
+            return handed_over(self.scene, self.representation, stage.scenes, seed, device)
+        except ValueError as error:
+            raise InputError(f"the run cannot start from that scene: {error}") from error
 
 
 def optimise(
-    recipe: Recipe, run: Run, priors: dict[Any, Prior], device: torch.device, watch: Watch | None = None
+    recipe: Recipe,
+    run: Run,
+    priors: dict[Any, Prior],
+    device: torch.device,
+    watch: Watch | None = None,
+    start: Start | None = None,
+    take: Take | None = None,
 ) -> Scene:
     """Run the recipe to its end, from the run's newest checkpoint if there is one, and return the scene.
 
-    `priors` are what `load_priors` made of the recipe. Raises RunError if the run stops working, KeyboardInterrupt
-    after Ctrl-C or SIGTERM; in both cases a checkpoint stands.
+    Without a checkpoint it begins with the scene of `start`, or else with a fresh one. `priors` are what `load_priors`
+    made of the recipe; `take` takes a step, or several, in the place of `take_step`. Raises RunError if the run stops
+    working, KeyboardInterrupt after Ctrl-C or SIGTERM; in both cases a checkpoint stands.
     """
     run.check_prior([prior.identity() for prior in priors.values()])
-    state = _begin(recipe, run, device, priors)
+    state = _begin(recipe, run, device, priors, start)
     ended, seconds = time.perf_counter(), list[dict[str, float]]()
     with _deferred_interrupts() as interrupted:
         while state.step < recipe.steps:
             stage, first = stage_of(recipe, state.step)
             if state.step == first and first > 0:
                 state = _next_stage(recipe, run.seed, state, device, priors)
-            figures = take_step(stage, state, first, priors, run.prompt, run.seed)
+            before = state.step
+            figures = (take or take_step)(stage, state, first, priors, run.prompt, run.seed)
             if state.skipped == PATIENCE:
                 state = _roll_back(recipe, run, device, state, figures, priors)
                 continue
             began, ended = ended, time.perf_counter()
             seconds.append(figures["seconds"] | {"step": ended - began})
-            _record(recipe, run, state, figures, seconds)
+            _record(recipe, run, state, before, figures, seconds)
             if watch:
                 watch(state.step, recipe.steps, figures)
             if interrupted.is_set() and state.step < recipe.steps:
@@ -90,13 +128,23 @@ def take_step(
     stage: Stage, state: State, first: int, priors: dict[Any, Prior], prompt: str, seed: int
 ) -> dict[str, Any]:
     """One step of a stage that began after `first` steps: render, ask the guides, change the scene. Returns figures."""
+    figures, clock = differentiate(stage, state, first, priors, prompt, seed), _Clock()
+    with clock("update"):
+        advance(stage, state, first, seed, bool(figures["skipped"]))
+    return figures | {"seconds": figures["seconds"] | clock.seconds}
+
+
+def differentiate(
+    stage: Stage, state: State, first: int, priors: dict[Any, Prior], prompt: str, seed: int
+) -> dict[str, Any]:
+    """The gradients of a step, left in the scene's parameters. Returns figures; "skipped" names what is not finite."""
     local, clock = state.step - first, _Clock()
-    now = stage.at(local)
-    streams = Streams(seed + (state.attempt << 32), state.step)
-    cameras = now.cameras.sample(now.batch, streams)
+    now, streams = stage.at(local), state.streams(seed)
+    cameras = _cameras(now, streams)
     with clock("render"):
         normals = any(guide.sees == "normal" for guide in now.guides) or needs_normals(now.losses)
         images = state.scene.render(cameras, streams, now=now.representation, training=True, normals=normals)
+        source = _source(state, cameras, streams, now, normals)
     losses: dict[str, Tensor] = {}
     figures: dict[str, Any] = {}
     for number, guide in enumerate(now.guides):
@@ -104,13 +152,19 @@ def take_step(
         with clock("encode"):
             # Each guide looks with levels and noise of its own.
             own = streams.within(f"guide{number}")
-            x = prior.encode(_clipped(seen(images, guide), fixed(guide.clip)), own)
+            x = _encoded(prior, _clipped(seen(images, guide), fixed(guide.clip)), guide, own)
         with clock("prior"):
             views = views_of(cameras, prior.directions) if now.view_words else [None] * len(cameras)
-            conditions = view_conditions(prior, prompt, views, now.negative_prompt)
-            conditions["camera"] = Condition({"camera": cameras.camera_to_world.flatten(1).to(x)})
+            said = reworded(now.debias, prompt, prior.directions) if now.debias else None
+            conditions = view_conditions(prior, prompt, views, now.negative_prompt, now.source_prompt, said)
+            conditions |= guide.rule.conditions(prior, prompt, cameras, now.view_words)
+            numbers = cameras.camera_to_world.flatten(1).to(x)
+            conditions = {name: prior.placed(condition, numbers) for name, condition in conditions.items()}
+            conditions["camera"] = Condition({"camera": numbers})
             parts = state.parts.get(f"guide{number}")
-            guidance = gradient(guide.rule, prior, x, conditions, own, local / stage.steps, parts=parts)
+            where = Geometry(cameras, images.depth.detach(), images.alpha.detach())
+            others = {} if source is None else {"source": _encoded(prior, seen(source, guide), guide, own).detach()}
+            guidance = gradient(guide.rule, prior, x, conditions, own, local / stage.steps, others, parts, where)
         # The one reduction: a sum over each view, a mean over the views.
         losses[f"guide{number}"] = fixed(guide.weight) * (guidance.gradient * x).sum() / len(x)
         figures[f"guide{number}"] = guidance.figures
@@ -118,20 +172,12 @@ def take_step(
         name = term.function.__name__
         losses[name] = losses.get(name, 0.0) + term(images, state.scene)
     groups = state.scene.parameters(now.representation)
-    for mine, fresh in zip(state.optimiser.param_groups, groups, strict=True):
-        mine["lr"] = fresh["lr"]
     with clock("backward"):
-        state.optimiser.zero_grad(set_to_none=True)
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.grad = None
         torch.stack(list(losses.values())).sum().backward()
     bad = _not_finite(losses, groups) + [n for n, f in figures.items() if f["dropped"] == len(cameras)]
-    with clock("update"):
-        if not bad:
-            state.optimiser.step()
-            rows = state.scene.after_step(local, streams)
-            if rows is not None:
-                state.optimiser = carried(state.optimiser, state.scene.parameters(now.representation), rows)
-    state.step += 1
-    state.skipped = state.skipped + 1 if bad else 0
     alpha = images.alpha.detach()
     return figures | {
         "losses": {name: loss.item() for name, loss in losses.items()},
@@ -142,8 +188,42 @@ def take_step(
     }
 
 
+def advance(stage: Stage, state: State, first: int, seed: int, skip: bool) -> bool:
+    """Change the scene by the gradients in its parameters, unless they are to be skipped; count the step.
+
+    Returns whether the scene has other tensors now.
+    """
+    local = state.step - first
+    now, streams = stage.at(local), state.streams(seed)
+    for mine, group in zip(state.optimiser.param_groups, state.scene.parameters(now.representation), strict=True):
+        mine["lr"] = group["lr"]
+    rows = None
+    if not skip:
+        state.optimiser.step()
+        rows = state.scene.after_step(local, streams)
+        if rows is not None:
+            state.optimiser = carried(state.optimiser, state.scene.parameters(now.representation), rows)
+    state.step += 1
+    state.skipped = state.skipped + 1 if skip else 0
+    return rows is not None
+
+
+def _cameras(now: Stage, streams: Streams) -> Cameras:
+    """The cameras of a step: one a picture, or one for as many particles as a batch holds."""
+    shared = min(now.particles, now.batch)
+    if shared == 1:
+        return now.cameras.sample(now.batch, streams)
+    return now.cameras.sample(-(-now.batch // shared), streams)[torch.arange(now.batch) // shared]
+
+
 def seen(images: Images, guide: Guide) -> Tensor:
-    """What a guide's prior is shown, as a picture [B, 3, H, W] in [0, 1]."""
+    """What a guide's prior is shown, as a picture [B, 3, H, W] in [0, 1]; two of them [B, 6, H, W] for "rgb_depth"."""
+    if guide.sees == "rgb_depth":
+        return torch.cat([images.rgb, seen(images, replace(guide, sees="depth"))], dim=1)
+    if guide.sees == "latent":
+        if images.latent is None:
+            raise ValueError("a guide sees latents, but the scene has none: paint a MeshSurface with a LatentTexture")
+        return images.latent
     if guide.sees == "normal":
         assert images.normal is not None
         return 0.5 * (images.normal + 1)
@@ -153,6 +233,19 @@ def seen(images: Images, guide: Guide) -> Tensor:
         near = torch.where(images.alpha > 0.5, images.depth, far).amin(dim=(1, 2, 3), keepdim=True)
         return ((far - images.depth) / (far - near).clamp(min=1e-6) * images.alpha).clamp(0, 1).expand(-1, 3, -1, -1)
     return images.rgb
+
+
+@torch.no_grad()
+def _source(state: State, cameras: Cameras, streams: Streams, now: Stage, normals: bool) -> Images | None:
+    """For rules that edit: the same views, light and background of the scene as it was at the start of the stage."""
+    if state.source is None:
+        return None
+    return state.source.render(cameras, streams, now=now.representation, training=True, normals=normals)
+
+
+def _encoded(prior: Prior, picture: Tensor, guide: Guide, streams: Streams) -> Tensor:
+    """What the prior works on: latents are that already."""
+    return picture if guide.sees == "latent" else prior.encode(picture, streams)
 
 
 def _clipped(picture: Tensor, limit: float) -> Tensor:
@@ -172,25 +265,46 @@ def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, 
         if guide.prior not in priors:
             priors[guide.prior] = guide.prior.load(device)
             priors[guide.prior].check_prompt(prompt)
-        check(guide.rule, priors[guide.prior])
     for stage in recipe.stages:
         for guide in stage.guides:
+            check(guide.rule, priors[guide.prior], (*CONDITIONS, *(["source"] if stage.source_prompt else [])))
             # Embedding all it will be asked for says now what it does not know, or finds too long.
             prior = priors[guide.prior]
             views = ["overhead", *prior.directions] if stage.view_words else [None]
-            view_conditions(prior, prompt, views, stage.negative_prompt)
+            said = reworded(stage.debias, prompt, prior.directions) if stage.debias else None
+            view_conditions(prior, prompt, views, stage.negative_prompt, stage.source_prompt, said)
+            guide.rule.conditions(prior, prompt, ring(8), stage.view_words)
+            _check_sight(guide, stage, prior)
     return priors
 
 
-def rehearse(recipe: Recipe, priors: dict[Any, Prior], prompt: str, device: torch.device) -> None:
+def _check_sight(guide: Guide, stage: Stage, prior: Prior) -> None:
+    """Raise InputError if the prior would be shown another number of pictures than it sees together."""
+    if ("multimodal" in prior.capabilities) != (guide.sees == "rgb_depth"):
+        wants = "rgb_depth" if "multimodal" in prior.capabilities else "rgb, normal or depth"
+        raise InputError(
+            f"a guide shows {guide.sees} to the prior {prior.name!r}, which looks at {wants}: set Guide.sees to that, "
+            "or choose another prior with --prior."
+        )
+    if prior.views > 1 and stage.cameras.group != prior.views:
+        raise InputError(
+            f"the prior {prior.name!r} sees {prior.views} views of an object together, but the cameras stand in groups "
+            f"of {stage.cameras.group}: set cameras.group={prior.views} and batch to a multiple of it."
+        )
+
+
+def rehearse(
+    recipe: Recipe, priors: dict[Any, Prior], prompt: str, device: torch.device, start: Start | None = None
+) -> None:
     """Take every stage's first and last step on a scene that is thrown away, so that what cannot work is said before
     anything is spent. Raises InputError."""
     for number, stage in enumerate(recipe.stages):
-        before = recipe.stages[max(number - 1, 0)].representation
-        if type(stage.representation) is not type(before):
-            _startable(stage.representation, before)
+        before = recipe.stages[max(number - 1, 0)].scenes
+        if not alike(stage.scenes, before):
+            _startable(stage.scenes, before)
         try:
-            state = fresh(stage, 0, device, priors)
+            scene = start.handed(stage, 0, device) if start and number == 0 else None
+            state = fresh(stage, 0, device, priors, scene)
             for state.step in dict.fromkeys((0, stage.steps - 1)):
                 take_step(stage, state, 0, priors, prompt, 0)
         except (ValueError, RuntimeError, ArithmeticError) as error:
@@ -217,7 +331,7 @@ def fresh(
     scene: Scene | None = None,
 ) -> State:
     """The state in which a stage begins, with a scene of its own or with the one given; without priors, no parts."""
-    scene = scene or stage.representation.build(device, Streams(seed, -1))
+    scene = scene or stage.scenes.build(device, Streams(seed, -1))
     groups = scene.parameters(stage.at(0).representation)
     optimiser = torch.optim.Adam(
         [dict(group) for group in groups], betas=stage.adam.betas, eps=stage.adam.eps, fused=True
@@ -227,13 +341,17 @@ def fresh(
         for number, guide in enumerate(stage.guides)
         if priors
     }
-    return State(scene, optimiser, parts=parts)
+    source = handed_over(scene, stage.scenes, stage.scenes, seed, device) if stage.edits else None
+    return State(scene, optimiser, parts=parts, source=source)
 
 
 def save(run: Run, state: State) -> None:
     """Write a checkpoint of the whole state."""
     parts = {guide: {name: part.state() for name, part in found.items()} for guide, found in state.parts.items()}
-    tensors, facts = flatten({"scene": state.scene.state(), "optimiser": state.optimiser.state_dict(), "parts": parts})
+    nest = {"scene": state.scene.state(), "optimiser": state.optimiser.state_dict(), "parts": parts}
+    more = {"source": state.source.state()} if state.source else {}
+    more |= {"ahead": state.ahead} if state.ahead else {}
+    tensors, facts = flatten(nest | more)
     run.save_checkpoint(state.step, tensors, {"attempt": state.attempt, "skipped": state.skipped, "structure": facts})
 
 
@@ -245,13 +363,16 @@ def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pr
     step, tensors, facts = found
     # The state after a stage's last step still belongs to that stage.
     stage, _ = stage_of(recipe, max(step - 1, 0))
-    scene = stage.representation.build(device, Streams(run.seed, -1))
+    scene = stage.scenes.build(device, Streams(run.seed, -1))
     try:
         saved = unflatten(tensors, facts["structure"])
         scene.load(saved["scene"])
         # Only now: a scene may have grown since it was built, and the optimiser holds its tensors.
         state = fresh(stage, run.seed, device, priors, scene)
         state.optimiser.load_state_dict(saved["optimiser"])
+        if state.source is not None:
+            state.source.load(saved["source"])
+        state.ahead = saved.get("ahead")
         for guide, parts in state.parts.items():
             for name, part in parts.items():
                 part.load(saved["parts"][guide][name])
@@ -263,9 +384,19 @@ def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pr
     return replace(state, step=step, attempt=int(facts["attempt"]), skipped=int(facts["skipped"]))
 
 
-def _begin(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Prior]) -> State:
-    state = restore(recipe, run, device, priors) or fresh(recipe.stages[0], run.seed, device, priors)
+def _begin(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Prior], start: Start | None) -> State:
+    state, stage = restore(recipe, run, device, priors), recipe.stages[0]
+    if state is None and start is None and run.facts.get("start"):
+        raise InputError(
+            f"{run.path} was to start from the scene of {run.facts['start']}, but was stopped before it had it. "
+            "Start a new run with `dreamkit generate`."
+        )
+    if state is None:
+        scene = start.handed(stage, run.seed, device) if start else None
+        state = fresh(stage, run.seed, device, priors, scene)
     run.rewind(state.step)
+    if state.step == 0 and start is not None:
+        save(run, state)  # from now on the run needs nobody else's folder
     return state
 
 
@@ -274,7 +405,7 @@ def _next_stage(recipe: Recipe, seed: int, state: State, device: torch.device, p
     stage, first = stage_of(recipe, state.step)
     before, _ = stage_of(recipe, first - 1)
     try:
-        scene = handed_over(state.scene, before.representation, stage.representation, seed, device)
+        scene = handed_over(state.scene, before.scenes, stage.scenes, seed, device)
     except ValueError as error:
         raise RunError(
             f"the stage that starts at step {first} cannot go on with the scene of the stage before it: {error}"
@@ -289,7 +420,9 @@ def handed_over(scene: Scene, before: Representation, spec: Representation, seed
     Raises ValueError for contents that do not fit, InputError for a kind that cannot start from another scene.
     """
     streams = Streams(seed, -1)
-    if type(spec) is type(before):
+    if isinstance(scene, ParticlesScene) and isinstance(before, Particles) and not isinstance(spec, Particles):
+        scene, before = scene.scenes[0], before.base
+    if alike(spec, before):
         new = spec.build(device, streams)
         new.load(scene.state())
         return new
@@ -345,17 +478,23 @@ def _roll_back(
     return back
 
 
-def _record(recipe: Recipe, run: Run, state: State, figures: dict[str, Any], seconds: list[dict[str, float]]) -> None:
+def _record(
+    recipe: Recipe, run: Run, state: State, before: int, figures: dict[str, Any], seconds: list[dict[str, float]]
+) -> None:
     """Log, checkpoint and preview when it is time. Logged seconds are means over the steps since the last line."""
     last, cadence = state.step == recipe.steps, recipe.cadence
-    if last or state.step % cadence.log == 0:
+
+    def due(every: int) -> bool:
+        return last or state.step // every > before // every
+
+    if due(cadence.log):
         mean = {part: sum(step[part] for step in seconds) / len(seconds) for part in seconds[0]}
         run.log(state.step, **figures | {"seconds": mean})
         seconds.clear()
     # A step that was skipped may mean that the scene is broken: not one to come back to.
-    if last or (state.step % cadence.checkpoint == 0 and not state.skipped):
+    if last or (due(cadence.checkpoint) and not state.skipped):
         save(run, state)
-    if last or state.step % cadence.preview == 0:
+    if due(cadence.preview):
         folder = run.path / "images"
         with plainly(folder):
             folder.mkdir(exist_ok=True)
@@ -364,7 +503,9 @@ def _record(recipe: Recipe, run: Run, state: State, figures: dict[str, Any], sec
 
 @torch.no_grad()
 def four_views(scene: Scene) -> Tensor:
-    """Four views of the scene from all round, in one picture [3, H, 4 W]; a canvas once."""
+    """Four views of the scene from all round, in one picture [3, H, 4 W]; a canvas once; particles in rows."""
+    if isinstance(scene, ParticlesScene):
+        return torch.cat([four_views(particle) for particle in scene.scenes], dim=-2)
     if isinstance(scene, CanvasScene):
         return torch.sigmoid(scene.logits)
     return torch.cat(list(scene.render(ring(4, size=128)).rgb), dim=-1)

@@ -5,7 +5,7 @@ stands. The words for the directions are the prior's (`Prior.directions`): a tup
 equal sectors, counter-clockwise seen from above, the first centred on its front.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -40,6 +40,36 @@ def views_of(cameras: Cameras, directions: Sequence[str] = FOUR) -> list[str]:
 def with_view(prompt: str, view: str) -> str:
     """The prompt as the prior is asked for it from one side: "a red mug, front view"."""
     return f"{prompt}, {view} view"
+
+
+Guess = Callable[[str], Mapping[str, float]]
+"""How likely a language model finds "front", "side", "back" and "overhead" in the place of [MASK] in a text."""
+
+
+def debiased(prompt: str, views: Iterable[str], guess: Guess, words: Iterable[int] | None = None) -> dict[str, str]:
+    """The prompt for every view, without the words that argue against that view (D-SDS, arXiv:2303.15413).
+
+    A language model guesses the view in "This image is depicting a [MASK] view of ..." with the whole prompt, P, and
+    without one of its words, Q, each made to sum to one over the four views. A word of which P(v) < 0.95 (P(v) + Q(v))
+    / 2 makes view v less likely than it is without it, and is left out there. `words` are the places, from 0, of those
+    that may be left out; all by default. A prompt never loses its last word. A view of several words ("back left")
+    counts as the one of the four that it holds, or else as the side.
+    """
+    spoken = prompt.split()
+    whole, kept = _chances(prompt, guess), {view: list(range(len(spoken))) for view in views}
+    for place in range(len(spoken)) if words is None else words:
+        rest = _chances(" ".join(spoken[:place] + spoken[place + 1 :]), guess)
+        for view, places in kept.items():
+            seen = next((word for word in (*FOUR, "overhead") if word in view.split()), "side")
+            if whole[seen] < 0.95 * (rest[seen] + whole[seen]) / 2 and len(places) > 1:
+                places.remove(place)
+    return {view: " ".join(spoken[place] for place in places) for view, places in kept.items()}
+
+
+def _chances(prompt: str, guess: Guess) -> dict[str, float]:
+    found = guess(f"This image is depicting a [MASK] view of {prompt}")
+    total = sum(found[word] for word in {*FOUR, "overhead"})
+    return {word: found[word] / total for word in {*FOUR, "overhead"}}
 
 
 def read_list(path: str | Path) -> list[str]:

@@ -14,19 +14,21 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dreamkit import frozen, settings
+from dreamkit.assets.usd import need_usd
 from dreamkit.cameras import Orbit
 from dreamkit.errors import InputError, nearest
 from dreamkit.guidance.rule import Rule
 from dreamkit.losses import Weighted
 from dreamkit.priors.prior import PriorSpec
+from dreamkit.representations.particles import Particles
 from dreamkit.representations.representation import Representation
 from dreamkit.schedule import Number, resolve
 
-SEES = ("rgb", "normal", "depth")
-FORMATS = ("glb", "obj", "ply")
+SEES = ("rgb", "normal", "depth", "rgb_depth", "latent")
+FORMATS = ("glb", "obj", "ply", "stl", "usdz")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,14 @@ class Stage:
     negative_prompt: str = ""
     view_words: bool = True
     """Whether the prompt says from which side each camera looks ("front view")."""
+    particles: int = 1
+    """Scenes that are optimised at once and share what the rules train. A step shows some of them, through one camera
+    each time, `batch` pictures in all."""
+    debias: str = ""
+    """A masked language model, by folder or hub name, whose opinion takes words out of the prompt for views that they
+    argue against (`prompts.debiased`)."""
+    source_prompt: str = ""
+    """For rules that edit: what the scene is at the start of the stage, the source."""
 
     def __post_init__(self) -> None:
         _check_tuple("Stage.guides", self.guides, Guide)
@@ -81,6 +91,21 @@ class Stage:
         _check_tuple("Stage.losses", self.losses, Weighted)
         _check_at_least("Stage.steps", self.steps, 1)
         _check_at_least("Stage.batch", self.batch, 1)
+        _check_at_least("Stage.particles", self.particles, 1)
+        if self.batch % self.cameras.group:
+            raise InputError(
+                f"Stage.batch is a multiple of its cameras' group; got {self.batch} in groups of {self.cameras.group}."
+            )
+
+    @property
+    def scenes(self) -> Representation:
+        """What the stage builds: the representation, or so many particles of it."""
+        return self.representation if self.particles == 1 else Particles(self.representation, self.particles)
+
+    @property
+    def edits(self) -> bool:
+        """Whether a rule compares with the scene as it is at the start of the stage."""
+        return any(guide.rule.edits for guide in self.guides)
 
     def at(self, step: int) -> "Stage":
         """The stage with every Schedule in it replaced by its number after `step` of its steps."""
@@ -109,6 +134,8 @@ class Export:
         for name in self.formats:
             if name not in FORMATS:
                 raise InputError(f"cannot export to {name!r}. {nearest(str(name), FORMATS)}")
+        if "usdz" in self.formats:
+            need_usd()
         _check_at_least("Export.grid_resolution", self.grid_resolution, 8)
         _check_at_least("Export.face_budget", self.face_budget, 4)
         _check_at_least("Export.texture_size", self.texture_size, 8)
@@ -128,6 +155,27 @@ class Cadence:
 
 
 @dataclass(frozen=True)
+class Propeller:
+    """Steps that are taken several at once (`dreamkit.propeller`): DreamPropeller, arXiv:2311.17082.
+
+    window      how many steps are worked on at once
+    threshold   the error of a guess up to which the steps that were built on it count; at the start of a stage
+    decay       of the threshold towards the errors there are; 1 keeps it
+    error       which of a window's errors it follows: the middle one or their mean
+    """
+
+    window: int = 4
+    threshold: float = 0.0
+    decay: float = 0.9
+    error: Literal["middle", "mean"] = "middle"
+
+    def __post_init__(self) -> None:
+        _check_at_least("Propeller.window", self.window, 1)
+        if not 0 <= self.decay <= 1:
+            raise InputError(f"Propeller.decay is a share in [0, 1]; got {self.decay}.")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All that a run needs beside the prompt, the seed and the device."""
 
@@ -135,12 +183,19 @@ class Recipe:
     """In turn; each goes on with the scene of the one before."""
     export: Export = field(default_factory=Export)
     cadence: Cadence = field(default_factory=Cadence)
+    propeller: Propeller | None = None
+    """Takes several steps at once, where there are processors for them."""
     description: str = ""
 
     def __post_init__(self) -> None:
         _check_tuple("Recipe.stages", self.stages, Stage)
         if not self.stages:
             raise InputError("a recipe needs at least one stage.")
+        if self.propeller and any(guide.rule.trains for stage in self.stages for guide in stage.guides):
+            raise InputError(
+                "a propeller cannot drive a rule that trains or remembers something, such as VSD: its steps depend on "
+                "one another. Take the propeller away, or choose another rule."
+            )
 
     @property
     def steps(self) -> int:

@@ -5,6 +5,7 @@ recipe means the same at 300 steps and at 10,000. `resolve` turns a whole tree o
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,20 @@ class Sqrt:
 
 
 @dataclass(frozen=True)
+class Sigmoid:
+    """From `start` to `end` along a logistic curve, the steeper in the middle the larger `speed`."""
+
+    start: float
+    end: float
+    speed: float = 5.0
+
+    def at(self, progress: float) -> float:
+        low = 1 / (1 + math.exp(self.speed))
+        share = 1 / (1 + math.exp(-self.speed * (2 * _fraction(progress, 0.0, 1.0) - 1)))
+        return self.start + (self.end - self.start) * (share - low) / (1 - 2 * low)
+
+
+@dataclass(frozen=True)
 class Switch:
     """`before` until progress reaches `at_progress`, then `after` (ProlificDreamer's schedule of levels)."""
 
@@ -58,6 +73,23 @@ class Switch:
 
     def at(self, progress: float) -> float:
         return self.before if progress < self.at_progress else self.after
+
+
+@dataclass(frozen=True)
+class Polyline:
+    """Straight lines through points (progress, value), whose progress grows; constant before the first, after the last.
+
+    >>> Polyline(((0.0, 1.0), (0.5, 0.0))).at(0.25)
+    0.5
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, progress: float) -> float:
+        lines = itertools.pairwise(self.points)
+        line = next((pair for pair in lines if progress < pair[1][0]), (self.points[-1],) * 2)
+        (begin, start), (until, end) = line
+        return start + (end - start) * _fraction(progress, begin, until)
 
 
 @dataclass(frozen=True)
@@ -98,7 +130,7 @@ def _solve(mass: Callable[[float], float], wanted: float, first: float, last: fl
     return (first + last) / 2
 
 
-Schedule = Linear | Geometric | Sqrt | Switch | DreamTime
+Schedule = Linear | Geometric | Sqrt | Sigmoid | Switch | Polyline | DreamTime
 Number = float | Schedule
 
 

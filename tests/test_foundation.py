@@ -15,7 +15,7 @@ from dreamkit.errors import InputError, nearest
 from dreamkit.images import Images
 from dreamkit.meshes import Mesh, coloured, join
 from dreamkit.prompts import EIGHT, read_list, view_of, views_of, with_view
-from dreamkit.schedule import DreamTime, Geometric, Linear, Sqrt, Switch, resolve
+from dreamkit.schedule import DreamTime, Geometric, Linear, Polyline, Sqrt, Switch, resolve
 from dreamkit.streams import Streams
 
 # ---- Cameras. Positions are products of a few float32 roundings, 6e-8 each: 1e-6 relative holds easily.
@@ -153,6 +153,25 @@ def test_the_same_stream_draws_the_same_cameras():
     assert not first.camera_to_world.equal(other.camera_to_world)
 
 
+def test_cameras_may_be_counted_round_another_point():
+    cameras = orbit([0.0, 90.0], 0.0, distance=2.0).about((1.0, 1.0, -1.0))
+    # Offsets (1, -1, 1) and (-1, 1, 1).
+    torch.testing.assert_close(cameras.azimuth_degrees, torch.tensor([-45.0, 135.0]), rtol=1e-5, atol=0)
+    elevation = math.degrees(math.atan(math.sqrt(0.5)))
+    torch.testing.assert_close(cameras.elevation_degrees, torch.full((2,), elevation), rtol=1e-5, atol=0)
+
+
+def test_a_ray_through_a_point_of_the_picture_is_that_of_its_pixel():
+    cameras = replace(orbit([30.0], 20.0, size=4), width=8)
+    rows, columns = torch.tensor([0.0, 0.625, 1.0]), torch.tensor([0.5, 0.3125])
+    origins, directions = cameras.rays_through(rows, columns)
+    assert origins.shape == directions.shape == (1, 3, 2, 3)
+    assert torch.equal(directions[:, 1, 1], cameras.rays()[1][:, 2, 2])  # the centre of row 2 of 4, column 2 of 8
+    middle = (directions[:, 0, 0] + directions[:, 2, 0]) / 2  # top and bottom, in the middle column: the axis
+    axis = -cameras.camera_to_world[:, :, 2]
+    torch.testing.assert_close(torch.nn.functional.normalize(middle, dim=-1), axis, rtol=0, atol=1e-6)
+
+
 # ---- Schedules
 
 
@@ -165,6 +184,10 @@ def test_the_same_stream_draws_the_same_cameras():
         (Geometric(1.0, 100.0), {0.0: 1.0, 0.5: 10.0, 1.0: 100.0}),
         (Sqrt(1.0, 0.0), {0.0: 1.0, 0.25: 0.5, 1.0: 0.0}),
         (Switch(1.0, 2.0, 0.2), {0.0: 1.0, 0.19: 1.0, 0.2: 2.0, 1.0: 2.0}),
+        (
+            Polyline(((0.1, 1.0), (0.3, 3.0), (1.0, 10.0))),
+            {0.0: 1.0, 0.2: 2.0, 0.3: 3.0, 0.65: 6.5, 1.0: 10.0, 2.0: 10.0},
+        ),
     ],
 )
 def test_a_schedule_has_these_values(schedule, values):

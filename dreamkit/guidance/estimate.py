@@ -1,6 +1,7 @@
 """What to trust and what to subtract: estimates of the noise."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ class Guided(Estimate):
     """The classifier-free mix of two predictions, `diffusion.cfg`: scale 1 is the conditional one.
 
     rescale   how far the mix's clean estimate is brought back to the deviation of the conditional one's, which large
-              scales inflate: 0 not at all, 1 fully (arXiv:2305.08891, eq. 15 and 16)
+              scales inflate: 0 not at all, 1 fully (arXiv:2305.08891, eq. 15 and 16); per sample, or per object where
+              the prior sees several views together
     spread    if not 0, every sample's scale is drawn uniformly from [scale - spread, scale + spread] (SNOOPI,
               arXiv:2412.02687)
     """
@@ -41,16 +43,30 @@ class Guided(Estimate):
         if fixed(self.rescale) == 0:
             return mixed
         level, z = probe.levels[self.level], probe.z(self.level, self.image)
-        return rescaled(mixed, cond, z, level, fixed(self.rescale))
+        return rescaled(mixed, cond, z, level, fixed(self.rescale), probe.prior.views)
 
 
-def rescaled(mixed: Tensor, cond: Tensor, z: Tensor, level: Level, share: float) -> Tensor:
-    """A guided prediction whose clean estimate has (by `share`) the deviation of the conditional one's, per sample."""
-    axes = tuple(range(1, z.ndim))
-    x0, wanted = x0_of(z, mixed, level), x0_of(z, cond, level).std(axes, keepdim=True)
-    x0 = x0 * (share * wanted / x0.std(axes, keepdim=True).clamp(min=1e-12) + 1 - share)
+def rescaled(mixed: Tensor, cond: Tensor, z: Tensor, level: Level, share: float, views: int = 1) -> Tensor:
+    """A guided prediction whose clean estimate has (by `share`) the deviation of the conditional one's.
+
+    The deviations are those of every `views` samples in a row together.
+    """
+    x0 = x0_of(z, mixed, level)
+    found, wanted = (one.reshape(-1, views * z[0].numel()).std(1) for one in (x0, x0_of(z, cond, level)))
+    factor = share * wanted / found.clamp(min=1e-12) + 1 - share
+    x0 = x0 * over(factor.repeat_interleave(views), x0)
     alpha, sigma = level.over(z)
     return (z - alpha * x0) / sigma
+
+
+@dataclass(frozen=True)
+class LaidOut(Guided):
+    """`Guided` by a prior that also follows a layout, in both predictions (Urban Architect, arXiv:2404.06780)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"control"})
+
+    condition: str = "layout"
+    against: str = "layout_null"
 
 
 @dataclass(frozen=True)

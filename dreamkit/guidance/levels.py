@@ -46,23 +46,26 @@ def _single(levels: Levels) -> Single:
 class Uniform(Single):
     """One index per sample (or one for the batch), uniform over floor(T low) .. floor(T high), both included.
 
+    Where the prior sees several samples together as views of one object (`Prior.views`), per="object" draws one index
+    for each of these groups.
+
     With the default bounds and T = 1000 that is 20..980 (DreamFusion, arXiv:2209.14988). An annealed range is
     `Uniform(0.02, Linear(0.98, 0.3))`; ProlificDreamer's is `Uniform(0.02, Switch(0.98, 0.5, 0.2))`.
     """
 
     low: Number = 0.02
     high: Number = 0.98
-    per: Literal["sample", "batch"] = "sample"
+    per: Literal["sample", "batch", "object"] = "sample"
 
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
         steps = prior.schedule.steps
         first, last = _index(fixed(self.low), steps), _index(fixed(self.high), steps)
         if last < first:
             raise ValueError(f"{self}: the range of levels is empty")
-        count = batch if self.per == "sample" else 1
-        draw = _draw(streams, "level", count)
+        together = {"sample": 1, "batch": batch, "object": prior.views}[self.per]
+        draw = _draw(streams, "level", batch // together)
         index = first + (draw * (last - first + 1)).long().clamp(max=last - first)
-        return {"main": prior.level_at(index.expand(batch))}
+        return {"main": prior.level_at(index.repeat_interleave(together))}
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ def clip_pixels(gradient: Tensor, limit: float) -> Tensor:
     """Every pixel's gradient over its channels [B, C, H, W] shortened until no channel exceeds `limit`.
 
     Its direction stays (Pixel-wise Gradient Clipping, PGC-3D, arXiv:2310.12474, eq. 9). For the gradient of the
-    rendered picture, behind the encoder, whose noise it cuts: `Guide.clip`.
+    rendered picture, behind the encoder, whose noise it cuts: `Guide.clip`. An infinite limit changes nothing.
     """
     largest = gradient.abs().amax(1, keepdim=True)
-    return gradient * (limit / largest.clamp(min=limit))
+    return gradient * (limit / largest.clamp(min=1e-30)).clamp(max=1)
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,17 @@ A numeric field of a piece may hold a Schedule; `gradient` turns it into a numbe
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from dreamkit.cameras import Cameras
 from dreamkit.diffusion import Level, add_noise, over
 from dreamkit.errors import InputError
+from dreamkit.guidance.geometry import Geometry
 from dreamkit.priors.prior import CAPABILITIES, Condition, Prior
 from dreamkit.schedule import resolve
 from dreamkit.streams import Streams
@@ -53,6 +55,8 @@ class Noised:
     """Samples by (level, image) that are not alpha x + sigma noise."""
     answers: Mapping[Ask, Tensor] = field(default_factory=dict)
     """Predictions made on the way, which then cost nothing more."""
+    levels: Mapping[str, Level] = field(default_factory=dict)
+    """Levels that it put in the place of those drawn first."""
 
 
 class Probe:
@@ -66,15 +70,24 @@ class Probe:
         levels: Mapping[str, Level],
         streams: Streams,
         parts: Mapping[str, "Part"],
+        progress: float = 0.0,
+        geometry: Geometry | None = None,
     ):
         self.prior, self.images, self.conditions, self.levels = prior, images, conditions, levels
-        self.streams, self.parts = streams, parts
+        self.streams, self.parts, self.progress, self._geometry = streams, parts, progress, geometry
         self.noised: Noised | None = None
         self._answers: dict[Ask, Tensor] = {}
 
     @property
     def x(self) -> Tensor:
         return self.images["x"]
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where what the pictures show stands. Raises ValueError if nobody said."""
+        if self._geometry is None:
+            raise ValueError("this rule looks at the geometry behind the pictures: give gradient() a Geometry")
+        return self._geometry
 
     @property
     def noise(self) -> Tensor:
@@ -86,6 +99,7 @@ class Probe:
     def use(self, noised: Noised) -> None:
         """Take what the noise piece made."""
         self.noised = noised
+        self.levels = {**self.levels, **noised.levels}
         self._answers.update(noised.answers)
 
     def z(self, level: str = "main", image: str = "x") -> Tensor:
@@ -136,6 +150,18 @@ class Piece(ABC):  # noqa: B024  the axes below add what is abstract
     """Whether a batch's gradient is that of its samples one by one."""
     part_name: ClassVar[str] = ""
     """The name under which it finds its part in `Probe.parts`; none if it trains nothing."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The conditions that it makes itself; none if the usual ones are enough."""
+        return ()
+
+    def conditions(self, prior: Prior, prompt: str, cameras: Cameras, words: bool) -> dict[str, Condition]:
+        """Those conditions, one for each camera. `words` says whether prompts get view words.
+
+        Raises InputError for what the prior does not understand.
+        """
+        return {}
 
     def part(self, prior: Prior, streams: Streams) -> Part:
         """A fresh part. Only for pieces with a `part_name`; pieces that name the same one share it."""
@@ -189,6 +215,10 @@ class Post(Piece):
     def __call__(self, gradient: Tensor) -> Tensor:
         """The gradient [B, ...] after it; finite numbers in, finite numbers out."""
 
+    def looking(self, probe: Probe) -> "Post":
+        """The post for this look: itself, unless it depends on more than the gradient."""
+        return self
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -203,7 +233,9 @@ class Rule:
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
-        return (self.levels, self.noise, self.trust, self.subtract, self.weight, *self.post)
+        """Every piece, also those that stand inside another."""
+        own = (self.levels, self.noise, self.trust, self.subtract, self.weight, *self.post)
+        return tuple(inner for piece in own for inner in _nest(piece))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -215,6 +247,18 @@ class Rule:
         makers = {piece.part_name: piece for piece in reversed(self.pieces) if piece.part_name}
         return {name: piece.part(prior, streams.within(name)) for name, piece in makers.items()}
 
+    def conditions(self, prior: Prior, prompt: str, cameras: Cameras, words: bool) -> dict[str, Condition]:
+        """What its pieces name beside the usual conditions, for these cameras; see `Piece.conditions`."""
+        made: dict[str, Condition] = {}
+        for piece in self.pieces:
+            made |= piece.conditions(prior, prompt, cameras, words)
+        return made
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has parts, so that a step depends on those before it by more than the scene."""
+        return any(piece.part_name for piece in self.pieces)
+
     @property
     def separable(self) -> bool:
         """Whether a batch's gradient is that of its samples one by one, given the same levels and noise."""
@@ -223,6 +267,20 @@ class Rule:
     def asks(self) -> tuple[Ask, ...]:
         """Every prediction the estimates need, each once."""
         return tuple(dict.fromkeys((*self.trust.asks(), *self.subtract.asks())))
+
+    @property
+    def edits(self) -> bool:
+        """Whether it compares with a source: the scene as it was at the start, or the prompt that says what that is."""
+        return any("source" in (ask.condition, ask.image) for ask in self.asks())
+
+
+def _nest(piece: Piece) -> Iterator[Piece]:
+    """A piece and the pieces in its fields."""
+    yield piece
+    names: list[str] = [item.name for item in fields(piece)] if is_dataclass(piece) else []
+    for name in names:
+        if isinstance(inner := getattr(piece, name), Piece):
+            yield from _nest(inner)
 
 
 @dataclass(frozen=True)
@@ -246,6 +304,7 @@ def gradient(
     progress: float = 0.0,
     images: Mapping[str, Tensor] | None = None,
     parts: Mapping[str, Part] | None = None,
+    geometry: Geometry | None = None,
 ) -> Guidance:
     """The rule's gradient for x [B, *prior.shape]: the one place where a rule is executed.
 
@@ -256,23 +315,28 @@ def gradient(
         images: further images in the shape of x that estimates may name, such as "source" for an edit.
         parts: what `rule.parts` made, for a rule that trains something; trained by one step after the gradient is
             taken.
+        geometry: where what the pictures show stands, for a rule that looks at it.
 
     A sample whose gradient is not finite gets zero instead and is counted in the figure "dropped".
     """
     rule = resolve(rule, progress)
     levels = rule.levels(prior, len(x), streams)
-    probe = Probe(prior, {**(images or {}), "x": x}, conditions, levels, streams, parts or {})
+    probe = Probe(prior, {**(images or {}), "x": x}, conditions, levels, streams, parts or {}, progress, geometry)
     probe.use(rule.noise(probe))
     probe.ask(rule.asks())
     direction = rule.trust(probe) - rule.subtract(probe)
-    result, dropped = _finite(over(rule.weight(levels["main"].k), direction) * direction)
+    result, dropped = _finite(over(rule.weight(probe.levels["main"].k), direction) * direction)
     for post in rule.post:
-        result = post(result)
+        result = post.looking(probe)(result)
     trained = {f"{name}_loss": part.train(probe) for name, part in probe.parts.items()}
-    return Guidance(result, _figures(result, levels["main"], dropped) | trained)
+    return Guidance(result, _figures(result, probe.levels["main"], dropped) | trained)
 
 
-def check(rule: Rule, prior: Prior, conditions: Iterable[str] = ("prompt", "bare", "null", "negative")) -> None:
+CONDITIONS = ("prompt", "bare", "null", "negative")
+"""The conditions that every run has (`priors.prior.view_conditions`)."""
+
+
+def check(rule: Rule, prior: Prior, conditions: Iterable[str] = CONDITIONS) -> None:
     """Raise InputError if the prior cannot serve the rule, before anything is spent."""
     missing = sorted(rule.needs - prior.capabilities)
     if missing:
@@ -282,10 +346,11 @@ def check(rule: Rule, prior: Prior, conditions: Iterable[str] = ("prompt", "bare
             f"this rule needs of its prior {who}, but the prior {prior.name!r} has {has}. "
             "Choose another rule, or another prior with --prior."
         )
-    known = set(conditions)
+    known = set(conditions).union(*(piece.names for piece in rule.pieces))
     unknown = sorted({ask.condition for ask in rule.asks()} - known)
     if unknown:
-        raise InputError(f"this rule asks for the conditions {unknown}, but there are only {sorted(known)}.")
+        hint = " It edits: say what the scene is now with --source-prompt." if unknown == ["source"] else ""
+        raise InputError(f"this rule asks for the conditions {unknown}, but there are only {sorted(known)}.{hint}")
 
 
 def _finite(value: Tensor) -> tuple[Tensor, int]:
