@@ -6,13 +6,14 @@ the frozen prior is left as it is, so a small guidance scale is enough.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dreamkit.diffusion import Level, add_noise, cfg, output_of, to_eps
-from dreamkit.guidance.rule import Ask, Estimate, Part, Probe
+from dreamkit.guidance.networks import Trained
+from dreamkit.guidance.rule import Ask, Estimate, Probe
 from dreamkit.priors.prior import Condition, Prior
 from dreamkit.priors.prior import Student as Network
 from dreamkit.schedule import Number, fixed
@@ -31,10 +32,11 @@ class Student(Estimate):
     The training loss is |f(z', t') - target|^2, mean over all elements, at levels and noise of its own, in whatever
     the prior's network predicts.
 
-    scale         weight of the camera
+    scale         weight of the camera; 0 asks a student that never knew it
     rate          AdamW's learning rate
     rank          of the low-rank change to the attention layers (LoRA, arXiv:2106.09685); None trains a full copy
     drop_camera   share of training samples that are not told the camera; without it scale means nothing
+    condition     what it is told beside the camera
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"student"})
@@ -44,6 +46,7 @@ class Student(Estimate):
     rate: float = 1e-4
     rank: int | None = 4
     drop_camera: float = 0.1
+    condition: str = "bare"
 
     def asks(self) -> tuple[Ask, ...]:
         return ()
@@ -52,23 +55,23 @@ class Student(Estimate):
         part = probe.parts["student"]
         if not isinstance(part, StudentPart):
             raise ValueError(f"the part named 'student' is a {type(part).__name__}")
-        z, level, bare = probe.z(), probe.levels["main"], probe.conditions["bare"]
+        z, level, bare = probe.z(), probe.levels["main"], probe.conditions[self.condition]
         camera, scale = probe.conditions.get("camera"), fixed(self.scale)
-        told = part.eps(z, level, bare, camera)
-        if scale == 1.0 or camera is None:
+        told = part.eps(z, level, bare, None if scale == 0.0 else camera)
+        if scale in (0.0, 1.0) or camera is None:
             return told
         return cfg(told, part.eps(z, level, bare, None), scale)
 
     def part(self, prior: Prior, streams: Streams) -> "StudentPart":
-        return StudentPart(prior, prior.student(self.rank, streams), self.rate, self.drop_camera)
+        return StudentPart(prior, prior.student(self.rank, streams), self.rate, self.drop_camera, self.condition)
 
 
-class StudentPart(Part):
+class StudentPart(Trained):
     """The student's network and its optimiser."""
 
-    def __init__(self, prior: Prior, network: Network, rate: float, drop_camera: float):
-        self.prior, self.network, self.drop_camera = prior, network, drop_camera
-        self.optimiser = torch.optim.AdamW(network.parameters().values(), lr=rate)
+    def __init__(self, prior: Prior, network: Network, rate: float, drop_camera: float, condition: str = "bare"):
+        super().__init__(network.parameters(), rate)
+        self.prior, self.network, self.drop_camera, self.condition = prior, network, drop_camera, condition
 
     def eps(self, z: Tensor, level: Level, condition: Condition, camera: Condition | None) -> Tensor:
         """Its prediction of the noise. Differentiable in its parameters."""
@@ -76,34 +79,24 @@ class StudentPart(Part):
         return to_eps(self.prior.parameterization, output, z, level)
 
     def train(self, probe: Probe) -> float:
-        x, streams, count = probe.x.detach(), probe.streams, len(probe.x)
-        draw = streams.uniform("student/level", (count,), like=torch.zeros((), dtype=torch.float64))
-        level = self.prior.level_at((draw * self.prior.schedule.steps).long())
-        noise = streams.normal("student/noise", tuple(x.shape), like=x)
         camera = probe.conditions.get("camera")
-        told = None
+        known = None
         if camera is not None:
-            kept = streams.uniform("student/camera", (count, 1), like=x) >= self.drop_camera
-            told = camera.tensors["camera"] * kept.to(camera.tensors["camera"])
+            draw = probe.streams.uniform("student/camera", (len(probe.x), 1), like=probe.x)
+            known = camera.tensors["camera"] * (draw >= self.drop_camera).to(camera.tensors["camera"])
+        return self.fit(probe.x, probe.conditions[self.condition], known, probe.streams.within("student"))
+
+    def fit(self, x: Tensor, condition: Condition, camera: Tensor | None, streams: Streams) -> float:
+        """One step on pictures x [N, ...] at levels and noise of its own; returns the loss."""
+        x = x.detach()
+        level, noise = anywhere(self.prior, x, streams)
         with torch.enable_grad():
-            output = self.network(add_noise(x, noise, level), level, probe.conditions["bare"], told)
+            output = self.network(add_noise(x, noise, level), level, condition, camera)
             target = output_of(self.prior.parameterization, x, noise, level)
-            loss = (output - target).square().mean()
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-        if loss.isfinite():
-            self.optimiser.step()
-        return float(loss)
+            return self.learn((output - target).square().mean())
 
-    def state(self) -> dict[str, Any]:
-        weights = {name: value.detach() for name, value in self.network.parameters().items()}
-        return {"weights": weights, "optimiser": self.optimiser.state_dict()}
 
-    @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        mine = self.network.parameters()
-        if mine.keys() != state["weights"].keys():
-            raise ValueError("the student's weights have other names")
-        for name, value in state["weights"].items():
-            mine[name].copy_(value)
-        self.optimiser.load_state_dict(state["optimiser"])
+def anywhere(prior: Prior, x: Tensor, streams: Streams) -> tuple[Level, Tensor]:
+    """A level for each sample, uniform over the whole schedule, and noise: the streams "level" and "noise"."""
+    draw = streams.uniform("level", (len(x),), like=torch.zeros((), dtype=torch.float64))
+    return prior.level_at((draw * prior.schedule.steps).long()), streams.normal("noise", tuple(x.shape), like=x)

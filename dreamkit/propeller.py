@@ -1,0 +1,128 @@
+"""Several steps at once: parallel Picard iteration over the steps of a run (DreamPropeller, arXiv:2311.17082).
+
+A run is a chain of drifts, theta_{i+1} = step_i(theta_i). With guesses of the next few scenes, the gradients of all of
+them are computed at once, each with the randomness of its own step; then the true optimiser rolls from theta_i through
+those gradients. Where a rolled-out scene is near the guess it replaces, the gradient computed at the guess was nearly
+right, and the step after it counts; the first bad guess ends what counts. One step always does, and it is exact: with a
+threshold below zero, kept, the run is the serial one bit for bit.
+
+The error of a guess is the mean squared difference of all parameters. After every round the threshold follows the
+errors there are.
+
+The gradients are computed by threads, one for each step of the window, each on a copy of the scene: kernels and tensor
+operations release the interpreter, so threads use several cores, and one GPU's streams are shared. Several GPUs are not
+used. Rules that train or remember something are refused (`recipe.Recipe`).
+"""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamkit.loop import State, Take, advance, differentiate
+from dreamkit.priors.prior import Prior
+from dreamkit.recipe import Propeller, Stage
+from dreamkit.representations.representation import Scene
+from dreamkit.streams import Streams
+
+
+def propelled(spec: Propeller, device: torch.device) -> Take:
+    """What takes the place of `loop.take_step`: one round, which is at least one step and at most a window of them."""
+    replicas: dict[int, list[Scene]] = {}
+
+    def take(
+        stage: Stage, state: State, first: int, priors: dict[Any, Prior], prompt: str, seed: int
+    ) -> dict[str, Any]:
+        if first not in replicas:
+            replicas.clear()
+            replicas[first] = [stage.scenes.build(device, Streams(seed, -1)) for _ in range(spec.window - 1)]
+        count = min(spec.window, first + stage.steps - state.step)
+        states = _guessed(spec, state, replicas[first][: count - 1])
+        with ThreadPoolExecutor(count) as pool:
+            jobs = [pool.submit(differentiate, stage, each, first, priors, prompt, seed) for each in states]
+            figures = [job.result() for job in jobs]
+        drifts = [_Drift(each.scene, bool(found["skipped"])) for each, found in zip(states, figures, strict=True)]
+        taken = _roll(spec, stage, states, first, seed, drifts)
+        return figures[taken - 1] | {"taken": taken}
+
+    return take
+
+
+class _Drift:
+    """The gradients of a step, to be taken from another scene."""
+
+    def __init__(self, scene: Scene, bad: bool):
+        self.gradients = [None if p.grad is None else p.grad.clone() for p in _parameters(scene)]
+        self.bad = bad
+
+    def move(self, stage: Stage, state: State, first: int, seed: int) -> bool:
+        """Take the step; returns whether guesses are worth nothing after it: no step, or other tensors."""
+        for parameter, gradient in zip(_parameters(state.scene), self.gradients, strict=True):
+            parameter.grad = gradient
+        return advance(stage, state, first, seed, self.bad) or self.bad
+
+
+def _guessed(spec: Propeller, state: State, replicas: list[Scene]) -> list[State]:
+    """The state itself, and one with a guessed scene for each of the steps after it."""
+    if state.ahead is None or state.ahead["attempt"] != state.attempt:
+        state.ahead = {"scenes": [_kept(state.scene)], "threshold": spec.threshold, "attempt": state.attempt}
+    guesses, states = state.ahead["scenes"], [state]
+    for i, scene in enumerate(replicas):
+        scene.load(guesses[min(i, len(guesses) - 1)])  # beyond what was guessed, the last guess stands
+        states.append(replace(state, scene=scene, step=state.step + 1 + i))
+    return states
+
+
+def _roll(spec: Propeller, stage: Stage, states: list[State], first: int, seed: int, drifts: list[_Drift]) -> int:
+    """Roll the state through the drifts as far as they count, and guess anew; returns how many steps that was."""
+    state, expected = states[0], states[0].ahead or {}
+    guesses, threshold = expected["scenes"], expected["threshold"]
+    usable = max(1, len(list(takewhile(lambda drift: not drift.bad, drifts))))
+    errors: list[float] = []
+    taken, worthless = 0, False
+    while taken < usable and not worthless and not (errors and errors[-1] > threshold):
+        worthless = drifts[taken].move(stage, state, first, seed)
+        taken += 1
+        if not worthless:
+            errors.append(_error(state.scene, guesses[min(taken, len(guesses)) - 1]))
+    ahead: list[dict[str, Tensor]] = []
+    if taken < usable and not worthless:
+        further = _copied(state, states[1].scene)
+        for i in range(taken, usable):
+            if drifts[i].move(stage, further, first, seed):
+                break
+            ahead.append(_kept(further.scene))
+            errors.append(_error(further.scene, guesses[min(i, len(guesses) - 1)]))
+    if errors:
+        follow = errors[len(errors) // 2] if spec.error == "middle" else sum(errors) / len(errors)
+        threshold = spec.decay * threshold + (1 - spec.decay) * follow
+    state.ahead = {"scenes": ahead or [_kept(state.scene)], "threshold": threshold, "attempt": state.attempt}
+    return taken
+
+
+def _copied(state: State, scene: Scene) -> State:
+    """The state on another scene, with an optimiser of its own."""
+    scene.load(state.scene.state())
+    optimiser = torch.optim.Adam([dict(group) for group in scene.parameters()], **state.optimiser.defaults)
+    optimiser.load_state_dict(copy.deepcopy(state.optimiser.state_dict()))
+    return replace(state, scene=scene, optimiser=optimiser)
+
+
+def _parameters(scene: Scene) -> list[Tensor]:
+    return [parameter for group in scene.parameters() for parameter in group["params"]]
+
+
+def _kept(scene: Scene) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in scene.state().items()}
+
+
+def _error(scene: Scene, guess: dict[str, Tensor]) -> float:
+    """Mean squared difference of the floating-point tensors of a state."""
+    mine = scene.state()
+    pairs = [(mine[name].detach(), guess[name]) for name in mine if mine[name].is_floating_point()]
+    total = sum(float((a - b.to(a)).double().square().sum()) for a, b in pairs)
+    return total / sum(a.numel() for a, _ in pairs)

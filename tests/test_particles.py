@@ -1,0 +1,122 @@
+"""Several scenes in one run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dreamkit import api, cli, loop
+from dreamkit.errors import InputError
+from dreamkit.guidance.estimate import Guided
+from dreamkit.guidance.rules import RSD, VSD
+from dreamkit.priors import Bell, Gaussian
+from dreamkit.recipe import Guide, Recipe, Stage, load
+from dreamkit.representations.canvas import Canvas
+from dreamkit.representations.particles import Particles, alike
+from dreamkit.run import Run
+from dreamkit.streams import Streams
+from tests.test_loop import CPU, TINY, final, stop_at
+
+PRIOR = Gaussian((Bell("", 0.0, 0.5), Bell("a red ball", (0.8, -0.8, -0.8), 0.5)), size=8)
+
+
+def stage_of(rule=VSD, representation=None, **settings) -> Stage:
+    tiny = load(TINY).stages[0]
+    changed = replace(tiny, guides=(Guide(rule, PRIOR),), representation=representation or Canvas(size=8), losses=())
+    return replace(changed, **{"particles": 3, "batch": 2, "steps": 12, **settings})
+
+
+def scenes(count: int = 3, representation=None):
+    return Particles(representation or Canvas(size=8), count).build(CPU, Streams(0, -1))
+
+
+def test_each_picture_shows_its_particle_with_gradients_for_it_alone():
+    stage, scene, streams = stage_of(batch=4), scenes(), Streams(0, 5)
+    cameras = loop._cameras(stage, streams)
+    images = scene.render(cameras, streams, training=True)
+    order = scene.order(4, streams)
+    assert sorted(order) == [0, 1, 2]
+    for i, picture in enumerate(images.rgb):
+        mine = scene.scenes[order[i % 3]].render(cameras[i : i + 1]).rgb[0]
+        assert torch.equal(picture, mine)
+    images.rgb[1].sum().backward()
+    moved = [particle.logits.grad is not None and bool((particle.logits.grad != 0).any()) for particle in scene.scenes]
+    assert moved == [i == order[1] for i in range(3)]
+
+
+def test_particles_of_one_group_are_seen_by_one_camera_and_all_take_turns():
+    stage = stage_of(particles=3, batch=6)
+    cameras = loop._cameras(stage, Streams(0, 0))
+    where = cameras.camera_to_world
+    assert len(cameras) == 6
+    assert torch.equal(where[0], where[2])
+    assert torch.equal(where[3], where[5])
+    assert not torch.equal(where[0], where[3])
+    assert len(loop._cameras(stage_of(batch=2), Streams(0, 0))) == 2
+    seen = {tuple(scenes().order(2, Streams(0, step))) for step in range(60)}
+    assert len(seen) == 6  # every ordered pair
+
+
+def test_particles_start_apart_and_a_state_goes_from_one_to_another():
+    one, other = scenes(), Particles(Canvas(size=8), 3).build(CPU, Streams(1, -1))
+    pictures = [scene.logits for scene in one.scenes]
+    assert not torch.equal(pictures[0], pictures[1])
+    other.load(one.state())
+    assert all(torch.equal(a.logits, b.logits) for a, b in zip(one.scenes, other.scenes, strict=True))
+    with pytest.raises(ValueError, match="2 particles cannot take over the state of 3"):
+        scenes(2).load(one.state())
+
+
+def test_a_single_scene_becomes_particles_and_the_first_particle_a_scene():
+    single = Canvas(size=8).build(CPU, Streams(3, -1))
+    spec = Particles(Canvas(size=8), 2)
+    assert not alike(spec, Canvas())
+    made = loop.handed_over(single, Canvas(size=8), spec, 0, CPU)
+    assert all(torch.equal(particle.logits, single.logits) for particle in made.scenes)
+    back = loop.handed_over(made, spec, Canvas(size=8), 0, CPU)
+    assert torch.equal(back.logits, made.scenes[0].logits)
+
+
+@pytest.mark.parametrize("grid", [False, True], ids=["canvas", "hashgrid"])
+def test_a_run_of_particles_is_stopped_and_resumed_bit_for_bit(tmp_path, grid):
+    """Three particles, of which a step shows two, under one student."""
+    recipe = Recipe(stages=(stage_of(representation=load(TINY).stages[0].representation if grid else None),))
+    priors = loop.load_priors(recipe, "a red ball", CPU)
+    with Run.create(tmp_path / "whole", "a red ball", "tiny", 0, recipe, "cpu") as run:
+        loop.optimise(recipe, run, priors, CPU)
+    with (
+        Run.create(tmp_path / "parts", "a red ball", "tiny", 0, recipe, "cpu") as run,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        loop.optimise(recipe, run, priors, CPU, stop_at(5))
+    with Run.resume(tmp_path / "parts") as run:
+        loop.optimise(recipe, run, priors, CPU)
+    assert final(tmp_path / "whole") == final(tmp_path / "parts")
+
+
+def test_repelled_particles_end_further_apart(tmp_path):
+    """Under one prior of one bell, with and without repulsion, from the same start."""
+
+    def spread(gamma: float) -> float:
+        rule = replace(RSD, trust=Guided(1.0), subtract=replace(RSD.subtract, gamma=gamma))
+        stage = stage_of(rule, particles=4, batch=4, steps=30)
+        priors = {PRIOR: PRIOR.load(CPU)}
+        state = loop.fresh(stage, 0, CPU, priors)
+        for _ in range(30):
+            loop.take_step(stage, state, 0, priors, "a red ball", 0)
+        pictures = torch.stack([torch.sigmoid(scene.logits.detach()).flatten() for scene in state.scene.scenes])
+        return float(torch.pdist(pictures).mean())
+
+    assert spread(1000.0) > 1.2 * spread(0.0)
+
+
+def test_every_particle_is_written_and_the_preview_shows_all(tmp_path):
+    settings = ("--set", "particles=2", "--set", "representation=Canvas(size=8)")
+    given = ("generate", "a red ball", "--system", str(TINY), "--out", str(tmp_path / "run"), "--steps", "3", *settings)
+    assert cli.main(given) == 0
+    assert all((tmp_path / "run" / f"particle_{i}" / "picture.png").exists() for i in range(2))
+    run = Run.open(tmp_path / "run")
+    scene, _ = api._scene(run, CPU)
+    assert loop.four_views(scene).shape == (3, 16, 8)
+    with pytest.raises(InputError, match=r"Stage.particles"):
+        stage_of(particles=0)
