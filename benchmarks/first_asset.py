@@ -67,7 +67,7 @@ def against_truth(file: Path, prompt: str) -> dict[str, float]:
     thing = world.named(prompt)
     if thing is None:
         return {}
-    mesh, truth, cameras = read(file), world.true_mesh(thing.kind, thing.colour), ring(8, size=128)
+    mesh, truth, cameras = read(file), world.mesh_of(thing), ring(8, size=128)
     found, seen = likeness(mesh, truth), compare(*(render_mesh(one, cameras, lit=True) for one in (mesh, truth)))
     return {
         "true_f_score": round(found.f_score, 3),

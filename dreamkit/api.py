@@ -1,10 +1,10 @@
-"""The verbs: generate, resume, export, render. The command line calls these and nothing else.
+"""The verbs: generate, resume, export, render, evaluate. The command line calls these and nothing else.
 
 result = dreamkit.generate("a red mug")
 result.mesh, result.scene, result.run.path
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -14,22 +14,32 @@ import torch
 
 from dreamkit import device as devices
 from dreamkit import loop
+from dreamkit.assets.files import READ
 from dreamkit.cameras import ring
 from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError, RunError, nearest
 from dreamkit.export import Exported, Picture, export_picture
 from dreamkit.export import export as write_files
 from dreamkit.guidance import noise, rules
-from dreamkit.guidance.estimate import Guided, NoiseFree, PerpNeg
+from dreamkit.guidance.corrective import Corrected
+from dreamkit.guidance.estimate import Guided, Latent, NoiseFree, PerpNeg
+from dreamkit.guidance.facing import PerpNegViews
+from dreamkit.guidance.regions import Regions
 from dreamkit.guidance.rule import Rule
 from dreamkit.images import png
 from dreamkit.meshes import Mesh
 from dreamkit.priors import Diffusers, Prior
+from dreamkit.propeller import propelled
 from dreamkit.recipe import Guide, Recipe, Stage, load, override
+from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.representations import REPRESENTATIONS
 from dreamkit.representations.canvas import Canvas, CanvasScene
-from dreamkit.representations.representation import Scene, Volume
+from dreamkit.representations.mesh import MeshSurface, from_file
+from dreamkit.representations.particles import ParticlesScene
+from dreamkit.representations.representation import Representation, Scene, Solid, Volume
 from dreamkit.run import Run
+from dreamkit.state import Start, restore, stage_of
+from dreamkit.streams import Streams
 
 Note = Callable[[str], None]
 
@@ -57,6 +67,9 @@ def generate(
     guidance: str | None = None,
     representation: str | None = None,
     prior: str | None = None,
+    start: str | Path | None = None,
+    keep: str | None = None,
+    source_prompt: str | None = None,
     seed: int = 0,
     steps: int | None = None,
     out: str | Path | None = None,
@@ -72,6 +85,10 @@ def generate(
         system: a name that `dreamkit list systems` shows, or the path of a .py file; by default "toybox", or
             "dreamfusion" when another prior is asked for.
         guidance, representation, prior: replace the system's own; a prior is "toybox", a diffusers folder or a hub id.
+        start: a run folder whose scene this run begins with, or a mesh file. A run's representation stays unless
+            another one or a system is asked for; a file's is "mesh" unless another one is.
+        keep: "geometry" changes the colours of a mesh only, and leaves its shape as it is, to the bit.
+        source_prompt: for rules that edit, what that scene is; by default the prompt it was made for.
         steps: total number of steps; the stages keep their shares.
         out: the run folder; by default outputs/<prompt>/<time>-<system>-<seed>.
         device: "auto", "cpu", "cuda", "cuda:1".
@@ -81,15 +98,23 @@ def generate(
     Raises InputError before anything is spent if something asked for cannot be; RunError if the run fails, and
     KeyboardInterrupt after Ctrl-C: then a checkpoint stands, and `resume` goes on.
     """
+    asked = representation or (None if start and _is_mesh_file(start) else system)
     system = system or ("toybox" if prior in (None, "toybox") else "dreamfusion")
-    recipe = compose(system, guidance, representation, prior, steps, settings or {})
     chosen = devices.choose(device)
+    begun = _started(start, chosen) if start else None
+    own: str | Representation | None = representation
+    if begun and not asked:  # by its name, so that a system's own settings of a mesh hold for a mesh file
+        own = "mesh" if isinstance(begun[0].representation, MeshSurface) and not begun[1] else begun[0].representation
+    recipe = compose(system, guidance, own, prior, steps, settings or {})
+    recipe = _editing(_keeping(recipe, keep), source_prompt, begun[1] if begun else None)
     note("prior")
     Run.check(out, prompt, recipe)  # cheap mistakes first; then what cannot work is said before a folder is made
-    priors = loop.load_priors(recipe, prompt, chosen)
-    loop.rehearse(recipe, priors, prompt, chosen)
+    priors = load_priors(recipe, prompt, chosen)
+    rehearse(recipe, priors, prompt, chosen, begun[0] if begun else None)
     with Run.create(out, prompt, system, seed, recipe, str(chosen)) as run:
-        return _finish(run, priors, chosen, watch, note)
+        if start:
+            run.update(start=str(Path(start).expanduser().resolve()))
+        return _finish(run, priors, chosen, watch, note, begun[0] if begun else None)
 
 
 def resume(
@@ -106,7 +131,7 @@ def resume(
         )
     chosen = devices.choose(device or found.facts["device"])
     note("prior")
-    priors = loop.load_priors(found.recipe, found.prompt, chosen)
+    priors = load_priors(found.recipe, found.prompt, chosen)
     if "prior" in found.facts:
         found.check_prior([prior.identity() for prior in priors.values()])
     with Run.resume(path) as run:
@@ -148,10 +173,37 @@ def render(path: str | Path, *, views: int = 8, size: int = 256, elevation: floa
     return folder
 
 
+def evaluate(
+    paths: Sequence[str | Path],
+    *,
+    clip: str | Path | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    note: Note = lambda text: None,
+) -> tuple[dict[str, Any], Path]:
+    """Measure finished runs; returns the measurements, as `dreamkit.evaluate` describes them, and the file they are in.
+
+    Args:
+        paths: run folders.
+        clip: the folder of a CLIP model, for its score and R-precision.
+        out: the JSON file; the page goes beside it. By default eval.json in the run's folder, for several runs
+            outputs/eval.json.
+
+    Raises InputError for folders without a mesh, and for a CLIP folder that cannot be read.
+    """
+    from dreamkit import evaluate as evaluation
+
+    file = Path(out or ("outputs" if len(paths) > 1 else paths[0] if paths else "."), "" if out else "eval.json")
+    evaluation.check_name(file)
+    report, sights = evaluation.measure(paths, clip, devices.choose(device), note)
+    evaluation.write(report, sights, file)
+    return report, file
+
+
 def compose(
     system: str,
     guidance: str | None,
-    representation: str | None,
+    representation: str | Representation | None,
     prior: str | None,
     steps: int | None,
     settings: Mapping[str, str],
@@ -165,7 +217,7 @@ def compose(
     rule = None if guidance is None else rules_by_name().get(guidance.lower())
     if guidance is not None and rule is None:
         raise InputError(f"there is no guidance rule {guidance!r}. {nearest(guidance, rules_by_name())}")
-    if representation is not None and representation not in REPRESENTATIONS:
+    if isinstance(representation, str) and representation not in REPRESENTATIONS:
         raise InputError(f"there is no representation {representation!r}. {nearest(representation, REPRESENTATIONS)}")
 
     if prior and Path(prior).expanduser().is_dir():
@@ -176,12 +228,13 @@ def compose(
         return replace(guide, rule=new, prior=Diffusers(prior) if prior else guide.prior)
 
     def changed(stage: Stage) -> Stage:
-        fresh = REPRESENTATIONS[representation] if representation else stage.representation
+        own = stage.representation if representation is None else representation
+        fresh = REPRESENTATIONS[own] if isinstance(own, str) else own
         # A system's own settings of the representation that is asked for are better than the general ones.
-        kept = stage.representation if type(fresh) is type(stage.representation) else fresh
+        kept = stage.representation if isinstance(own, str) and type(fresh) is type(stage.representation) else fresh
         changed = replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
         if isinstance(kept, Canvas):  # which has one side, and nothing that the losses could look at
-            front = replace(stage.cameras, azimuth_degrees=(0.0, 0.0), elevation_degrees=(15.0, 15.0))
+            front = replace(stage.cameras, azimuth_degrees=(0.0, 0.0), elevation_degrees=(15.0, 15.0), group=1)
             return replace(changed, cameras=front, losses=(), batch=1)
         return changed
 
@@ -191,13 +244,63 @@ def compose(
     return override(recipe, settings)
 
 
+def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
+    """The scene of a run, or of a mesh file, to start from, and what it is ("" for a file, which does not say)."""
+    if _is_mesh_file(path):
+        spec = from_file(path)
+        return Start(spec.build(device, Streams(0, -1)), spec), ""
+    run = Run.open(path)
+    scene, step = _scene(run, device)
+    stage, _ = stage_of(run.recipe, max(step - 1, 0))
+    first = scene.scenes[0] if isinstance(scene, ParticlesScene) else scene
+    return Start(first, stage.representation), run.prompt
+
+
+def _is_mesh_file(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in READ and not Path(path).is_dir()
+
+
+def _keeping(recipe: Recipe, keep: str | None) -> Recipe:
+    """The recipe with what is to be kept locked. Raises InputError if a representation has no lock for it."""
+    if keep is None:
+        return recipe
+    if keep != "geometry":
+        raise InputError(f"--keep {keep}: what can be kept is geometry.")
+    kept = []
+    for stage in recipe.stages:
+        spec = stage.representation
+        if not isinstance(spec, MeshSurface):
+            raise InputError(
+                f"--keep geometry: the shape of a {type(spec).__name__} cannot be locked. Use --representation mesh, "
+                "or --from a mesh file without another representation."
+            )
+        kept.append(replace(stage, representation=replace(spec, keep_geometry=True)))
+    return replace(recipe, stages=tuple(kept))
+
+
+def _editing(recipe: Recipe, source_prompt: str | None, made_for: str | None) -> Recipe:
+    """The recipe with its source prompts. Raises InputError if it edits nothing, or has no scene to edit."""
+    if source_prompt and not any(stage.edits for stage in recipe.stages):
+        raise InputError(
+            f"--source-prompt {source_prompt!r}: no rule of this recipe edits. Choose one that does, such as "
+            "--guidance dds."
+        )
+    if recipe.stages[0].edits and made_for is None:
+        raise InputError("this rule edits a scene that is there: give the folder of a run with --from.")
+    said = source_prompt or made_for or ""
+    if recipe.stages[0].edits and not said:
+        raise InputError("this rule edits, and a mesh file does not say what it shows: say it with --source-prompt.")
+    stages = (replace(s, source_prompt=s.source_prompt or said) if s.edits else s for s in recipe.stages)
+    return replace(recipe, stages=tuple(stages))
+
+
 def _in_system(rule: Rule, system: Rule) -> Rule:
     """A rule with a system's range of levels, and with its guidance scale wherever it mixes predictions by one."""
     rule = replace(rule, levels=rule.levels.within(system.levels))
     if not isinstance(system.trust, Guided):
         return rule
     scale = system.trust.scale
-    mixing = (Guided, PerpNeg, NoiseFree, noise.Stepped, noise.Simulated)
+    mixing = (Guided, PerpNeg, PerpNegViews, NoiseFree, Latent, Corrected, Regions, noise.Stepped, noise.Simulated)
     found = {name: getattr(rule, name) for name in ("trust", "subtract", "noise")}
     scaled: dict[str, Any] = {
         name: replace(piece, scale=scale) for name, piece in found.items() if isinstance(piece, mixing)
@@ -219,11 +322,19 @@ def _with_steps(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, stages=stages)
 
 
-def _finish(run: Run, priors: dict[Any, Prior], device: torch.device, watch: loop.Watch | None, note: Note) -> Result:
+def _finish(
+    run: Run,
+    priors: dict[Any, Prior],
+    device: torch.device,
+    watch: loop.Watch | None,
+    note: Note,
+    start: Start | None = None,
+) -> Result:
     """Optimise to the end, export, show; and say in run.json how it went."""
     try:
         note("optimise")
-        scene = loop.optimise(run.recipe, run, priors, device, watch)
+        take = propelled(run.recipe.propeller, device) if run.recipe.propeller else None
+        scene = loop.optimise(run.recipe, run, priors, device, watch, start, take)
         exported = _write(run, scene, run.recipe, device, note)
         run.update(status="complete", export=exported.facts())
         return Result(run, scene, exported)
@@ -237,28 +348,47 @@ def _finish(run: Run, priors: dict[Any, Prior], device: torch.device, watch: loo
         raise
 
 
-def _write(run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: Note) -> Exported | Picture:
-    """The asset and the pictures of it."""
+def _write(
+    run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: Note, folder: Path | None = None
+) -> Exported | Picture:
+    """The asset and the pictures of it, in the run's folder or another; of particles each in a folder of its own."""
+    folder = folder or run.path
+    if isinstance(scene, ParticlesScene):
+        return _write_particles(run, scene, recipe, device, note)
     if isinstance(scene, CanvasScene):
-        return export_picture(scene, run.path, run.path / "images")
-    if not isinstance(scene, Volume):
+        return export_picture(scene, folder, folder / "images")
+    if not isinstance(scene, Volume | Solid):
         raise RunError(f"a {type(scene).__name__} cannot be exported")
     provenance = {key: run.facts[key] for key in ("prompt", "system", "seed", "versions")}
-    exported = write_files(scene, recipe.export, run.path, provenance | {"recipe": run.fingerprint}, device, note)
+    exported = write_files(scene, recipe.export, folder, provenance | {"recipe": run.fingerprint}, device, note)
     from dreamkit import preview
 
     note("preview")
-    preview.preview_png(exported.mesh, run.path / "preview.png")
+    preview.preview_png(exported.mesh, folder / "preview.png")
     if recipe.export.turntable_seconds > 0:
-        preview.turntable(exported.mesh, run.path / "turntable.mp4", seconds=recipe.export.turntable_seconds)
+        preview.turntable(exported.mesh, folder / "turntable.mp4", seconds=recipe.export.turntable_seconds)
     facts: dict[str, Any] = {"system": run.facts["system"], "seed": run.seed, "steps": recipe.steps}
     facts |= {"faces": exported.faces, "agreement with the scene": str(exported.agreement)}
-    preview.preview_html(exported.mesh, run.path / "preview.html", run.prompt, facts)
+    preview.preview_html(exported.mesh, folder / "preview.html", run.prompt, facts)
     return exported
 
 
 def _scene(run: Run, device: torch.device) -> tuple[Scene, int]:
-    state = loop.restore(run.recipe, run, device)
+    state = restore(run.recipe, run, device)
     if state is None:
         raise InputError(f"{run.path} has no checkpoint yet. Go on with it: dreamkit resume {run.path}")
     return state.scene, state.step
+
+
+def _write_particles(
+    run: Run, scene: ParticlesScene, recipe: Recipe, device: torch.device, note: Note
+) -> Exported | Picture:
+    """Every particle's asset in particle_0/, particle_1/, ... of the run's folder; returned is the first, with all
+    files."""
+    written = []
+    for number, particle in enumerate(scene.scenes):
+        folder = run.path / f"particle_{number}"
+        with plainly(folder):
+            folder.mkdir(exist_ok=True)
+        written.append(_write(run, particle, recipe, device, note, folder))
+    return replace(written[0], files=tuple(file for one in written for file in one.files))

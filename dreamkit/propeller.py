@@ -23,15 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamkit.loop import State, Take, advance, differentiate
 from dreamkit.priors.prior import Prior
 from dreamkit.recipe import Propeller, Stage
 from dreamkit.representations.representation import Scene
+from dreamkit.state import State
+from dreamkit.step import Take, advance, differentiate
 from dreamkit.streams import Streams
 
 
 def propelled(spec: Propeller, device: torch.device) -> Take:
-    """What takes the place of `loop.take_step`: one round, which is at least one step and at most a window of them."""
+    """What takes the place of `take_step`: one round, which is at least one step and at most a window of them."""
     replicas: dict[int, list[Scene]] = {}
 
     def take(

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dreamkit import api, loop
+from dreamkit import api
 from dreamkit.errors import InputError
 from dreamkit.guidance import check
 from dreamkit.guidance.estimate import Drawn
 from dreamkit.guidance.rules import CSD, SJC
 from dreamkit.priors import Diffusers
 from dreamkit.recipe import Recipe, load
+from dreamkit.rehearsal import rehearse
 
 
 def composed(**parts: object) -> Recipe:
@@ -64,7 +65,7 @@ def test_steps_are_shared_among_the_stages_and_add_up(stages, steps):
     assert min(shared) >= 1
 
 
-EDITS = {"dds", "pds"}
+EDITS = {"dds", "pds", "lusd"}
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +74,17 @@ def toybox_prior():
 
 
 @pytest.mark.parametrize("name", sorted(api.rules_by_name()))
-def test_the_toybox_serves_every_rule_but_those_that_edit(name, toybox_prior):
+def test_the_toybox_serves_every_rule_that_needs_no_more_than_it_has(name, toybox_prior):
     recipe = composed(guidance=name, representation="image")
     guide = recipe.stages[0].guides[0]
-    if name in EDITS:
-        with pytest.raises(InputError, match="source"):
+    if missing := guide.rule.needs - toybox_prior.capabilities:
+        with pytest.raises(InputError, match=f"needs of its prior.*{min(missing)}"):
             check(guide.rule, toybox_prior)
         return
-    check(guide.rule, toybox_prior)
-    loop.rehearse(recipe, {guide.prior: toybox_prior}, "a red mug", torch.device("cpu"))
+    if name in EDITS:
+        with pytest.raises(InputError, match="--source-prompt"):
+            check(guide.rule, toybox_prior)
+        recipe = api._editing(recipe, "a blue mug", "a green mug")
+        assert recipe.stages[0].source_prompt == "a blue mug"
+    check(guide.rule, toybox_prior, ("prompt", "bare", "null", "negative", "source"))
+    rehearse(recipe, {guide.prior: toybox_prior}, "a red mug", torch.device("cpu"))

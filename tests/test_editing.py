@@ -17,8 +17,11 @@ from dreamkit.guidance.rules import DDS, SDS
 from dreamkit.guidance.sampling import draw
 from dreamkit.priors import Bell, Diffusers, Gaussian
 from dreamkit.recipe import Guide, Recipe, Stage, load
+from dreamkit.rehearsal import load_priors
 from dreamkit.representations.canvas import Canvas
 from dreamkit.run import Run
+from dreamkit.state import Start, fresh
+from dreamkit.step import take_step
 from dreamkit.streams import Streams
 from tests.test_loop import CPU, TINY, final, stop_at
 
@@ -40,7 +43,7 @@ def red(tmp_path_factory) -> Path:
     return folder
 
 
-def begun(folder: Path) -> loop.Start:
+def begun(folder: Path) -> Start:
     return api._started(folder, CPU)[0]
 
 
@@ -48,10 +51,10 @@ def test_a_dds_edit_with_equal_prompts_changes_nothing_at_all(tmp_path):
     """Not a bit of a picture: the difference of two equal predictions is zero, and Adam does not move by zero."""
     stage = stage_of(replace(DDS, subtract=replace(DDS.subtract, condition="prompt")), Canvas(size=8), steps=5)
     priors = {PRIOR: PRIOR.load(CPU)}
-    state = loop.fresh(stage, 0, CPU, priors)
+    state = fresh(stage, 0, CPU, priors)
     before = state.scene.state()["logits"].clone()
     for _ in range(5):
-        loop.take_step(stage, state, 0, priors, "a red ball", 0)
+        take_step(stage, state, 0, priors, "a red ball", 0)
     assert torch.equal(state.scene.state()["logits"], before)
 
 
@@ -62,7 +65,7 @@ def test_an_edit_moves_the_colours_of_a_scene_from_the_source_to_the_target(red,
     recipe = replace(load(TINY), stages=(stage,))
     before = start.scene.colour(torch.zeros(1, 3))[0]
     with Run.create(tmp_path / "blue", "a blue ball", "tiny", 0, recipe, "cpu") as run:
-        priors = loop.load_priors(recipe, run.prompt, CPU)
+        priors = load_priors(recipe, run.prompt, CPU)
         after = loop.optimise(recipe, run, priors, CPU, start=start).colour(torch.zeros(1, 3))[0]
     assert after[0] < before[0] - 0.1
     assert after[2] > before[2] + 0.1
@@ -74,7 +77,7 @@ def test_an_edit_that_is_stopped_and_resumed_ends_in_the_same_bits_without_the_s
     for name in ("whole", "parts"):
         with Run.create(tmp_path / name, "a blue ball", "tiny", 0, recipe, "cpu") as run:
             run.update(start=str(red))
-            priors = loop.load_priors(recipe, run.prompt, CPU)
+            priors = load_priors(recipe, run.prompt, CPU)
             if name == "whole":
                 loop.optimise(recipe, run, priors, CPU, start=start)
                 continue
@@ -93,7 +96,7 @@ def test_a_run_that_never_had_its_start_says_so(red, tmp_path):
     with Run.create(tmp_path / "run", "a blue ball", "tiny", 0, recipe, "cpu") as run:
         run.update(start=str(red))
         with pytest.raises(InputError, match="was to start from the scene of"):
-            loop.optimise(recipe, run, loop.load_priors(recipe, run.prompt, CPU), CPU)
+            loop.optimise(recipe, run, load_priors(recipe, run.prompt, CPU), CPU)
 
 
 def test_a_later_stage_edits_the_scene_of_the_one_before(tmp_path):
@@ -102,14 +105,14 @@ def test_a_later_stage_edits_the_scene_of_the_one_before(tmp_path):
     seen = []
 
     with Run.create(tmp_path / "run", "a blue ball", "tiny", 0, recipe, "cpu") as run:
-        priors = loop.load_priors(recipe, run.prompt, CPU)
-        state = loop.fresh(first, 0, CPU, priors)
+        priors = load_priors(recipe, run.prompt, CPU)
+        state = fresh(first, 0, CPU, priors)
         for _ in range(3):
-            loop.take_step(first, state, 0, priors, run.prompt, 0)
+            take_step(first, state, 0, priors, run.prompt, 0)
         seen.append(state.scene.state()["logits"].clone())
         assert state.source is None
-        state = loop._next_stage(recipe, 0, state, CPU, priors)
-        loop.take_step(recipe.stages[1], state, 3, priors, run.prompt, 0)
+        state = loop.next_stage(recipe, 0, state, CPU, priors)
+        take_step(recipe.stages[1], state, 3, priors, run.prompt, 0)
     assert torch.equal(state.source.state()["logits"], seen[0])
     assert not torch.equal(state.scene.state()["logits"], seen[0])
 
@@ -154,13 +157,13 @@ def test_dds_makes_a_red_mug_blue_with_the_toybox(toybox):
     first = replace(first, cameras=replace(first.cameras, size=64), guides=(Guide(rule, Diffusers("toybox")),))
     second = replace(first, guides=(Guide(edit, Diffusers("toybox")),), source_prompt="a red mug")
     priors = {Diffusers("toybox"): toybox}
-    state = loop.fresh(first, 0, CPU, priors)
+    state = fresh(first, 0, CPU, priors)
     for _ in range(25):
-        loop.take_step(first, state, 0, priors, "a red mug", 0)
+        take_step(first, state, 0, priors, "a red mug", 0)
     before = torch.sigmoid(state.scene.state()["logits"]).mean((1, 2))
-    state = loop.fresh(second, 0, CPU, priors, state.scene)
+    state = fresh(second, 0, CPU, priors, state.scene)
     for _ in range(25):
-        loop.take_step(second, state, 0, priors, "a blue mug", 0)
+        take_step(second, state, 0, priors, "a blue mug", 0)
     after = torch.sigmoid(state.scene.state()["logits"]).mean((1, 2))
     assert after[2] - after[0] > before[2] - before[0] + 0.01
 

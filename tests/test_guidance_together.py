@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamkit import loop
 from dreamkit.cameras import Orbit
 from dreamkit.diffusion import Level, output_of
 from dreamkit.errors import InputError
@@ -23,6 +22,8 @@ from dreamkit.images import Images
 from dreamkit.priors import Bell, Condition, Gaussian
 from dreamkit.priors.analytic import AnalyticPrior
 from dreamkit.recipe import Guide, load
+from dreamkit.rehearsal import check_sight, rehearse
+from dreamkit.step import seen
 from dreamkit.streams import Streams
 from tests.test_guidance_rules import (
     BELLS,
@@ -164,8 +165,8 @@ def test_a_prior_of_many_views_wants_cameras_in_such_groups():
     recipe = load(TINY)
     stage = recipe.stages[0]
     with pytest.raises(InputError, match=r"cameras.group=4"):
-        loop._check_sight(stage.guides[0], stage, joint())
-    loop._check_sight(stage.guides[0], replace(stage, cameras=Orbit(group=4), batch=4), joint())
+        check_sight(stage.guides[0], stage, joint())
+    check_sight(stage.guides[0], replace(stage, cameras=Orbit(group=4), batch=4), joint())
 
 
 @pytest.mark.parametrize(
@@ -237,24 +238,24 @@ def test_colours_and_depth_are_shown_together(monkeypatch):
     guide = replace(stage.guides[0], sees="rgb_depth", rule=rules.ANPG)
     rgb, alpha = torch.rand(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
     depth = torch.linspace(2, 4, 128).reshape(2, 1, 8, 8)
-    picture = loop.seen(Images(rgb, alpha, depth), guide)
+    picture = seen(Images(rgb, alpha, depth), guide)
     assert picture.shape == (2, 6, 8, 8)
     assert torch.equal(picture[:, :3], rgb)
-    assert torch.equal(picture[:, 3:], loop.seen(Images(rgb, alpha, depth), replace(guide, sees="depth")))
+    assert torch.equal(picture[:, 3:], seen(Images(rgb, alpha, depth), replace(guide, sees="depth")))
     bells = (Bell("", (0.0,) * 6, 1.0), Bell("a red ball", (0.8, -0.8, -0.8, 0.1, 0.1, 0.1), 0.3))
     prior = analytic(WithDepth, 6, 8, bells)
     recipe = replace(load(TINY), stages=(replace(stage, guides=(guide,), steps=2),))
-    loop._check_sight(guide, stage, prior)
-    loop.rehearse(recipe, {guide.prior: prior}, "a red ball", torch.device("cpu"))
+    check_sight(guide, stage, prior)
+    rehearse(recipe, {guide.prior: prior}, "a red ball", torch.device("cpu"))
 
 
 def test_a_prior_is_shown_what_it_looks_at():
     stage = load(TINY).stages[0]
     guide: Guide = stage.guides[0]
     with pytest.raises(InputError, match="looks at rgb_depth"):
-        loop._check_sight(guide, stage, analytic(WithDepth, 6, 4, SIX))
+        check_sight(guide, stage, analytic(WithDepth, 6, 4, SIX))
     with pytest.raises(InputError, match="looks at rgb, normal or depth"):
-        loop._check_sight(replace(guide, sees="rgb_depth"), stage, colours())
+        check_sight(replace(guide, sees="rgb_depth"), stage, colours())
 
 
 # A kind's score -----------------------------------------------------------------------------------------------------

@@ -19,10 +19,13 @@ from dreamkit.images import Images
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.priors.analytic import AnalyticPrior
 from dreamkit.recipe import Guide, Recipe, load
+from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.representations import Scene
 from dreamkit.representations.canvas import Canvas
 from dreamkit.representations.hashgrid import HashGridScene
 from dreamkit.run import Run
+from dreamkit.state import carried, fresh
+from dreamkit.step import clipped, take_step
 
 TINY = Path(__file__).parent / "data" / "tiny_system.py"
 CPU = torch.device("cpu")
@@ -38,7 +41,7 @@ def start(recipe: Recipe, folder: Path) -> Run:
 
 
 def optimise(recipe: Recipe, run: Run, watch: loop.Watch | None = None) -> Scene:
-    return loop.optimise(recipe, run, loop.load_priors(recipe, run.prompt, CPU), CPU, watch)
+    return loop.optimise(recipe, run, load_priors(recipe, run.prompt, CPU), CPU, watch)
 
 
 def final(folder: Path) -> bytes:
@@ -103,23 +106,23 @@ def test_the_scene_moves_towards_what_the_prior_wants(recipe, tmp_path):
 
 
 def test_a_prior_is_asked_in_its_own_words_for_the_directions(recipe, monkeypatch):
-    priors, stage, asked = loop.load_priors(recipe, "a red ball", CPU), recipe.stages[0], set[str]()
+    priors, stage, asked = load_priors(recipe, "a red ball", CPU), recipe.stages[0], set[str]()
     (prior,) = priors.values()
     monkeypatch.setattr(prior, "directions", ("front", "left", "back", "right"))
     monkeypatch.setattr(prior, "embed", lambda prompt: asked.add(prompt) or type(prior).embed(prior, prompt))
-    state = loop.fresh(stage, 0, CPU, priors)
+    state = fresh(stage, 0, CPU, priors)
     for _ in range(20):
-        loop.take_step(stage, state, 0, priors, "a red ball", 0)
+        take_step(stage, state, 0, priors, "a red ball", 0)
     assert {f"a red ball, {word} view" for word in ("left", "right")} <= asked
     assert "a red ball, side view" not in asked
 
 
 def test_a_guides_clip_bounds_the_gradient_of_its_picture(recipe):
     picture = torch.rand(1, 3, 4, 4, requires_grad=True)
-    (loop._clipped(picture, 0.25) * 3).sum().backward()
+    (clipped(picture, 0.25) * 3).sum().backward()
     assert torch.equal(picture.grad, torch.full_like(picture, 0.25))
     picture.grad = None
-    ((loop._clipped(picture, 0.25) * 3).sum() + picture.sum()).backward()  # another guide's 1 stays
+    ((clipped(picture, 0.25) * 3).sum() + picture.sum()).backward()  # another guide's 1 stays
     assert torch.equal(picture.grad, torch.full_like(picture, 1.25))
 
 
@@ -195,7 +198,7 @@ def test_a_stage_that_is_resumed_right_at_its_start_ends_in_the_same_bits(recipe
 
 def test_a_prompt_the_prior_does_not_know_is_refused_before_anything_runs(recipe):
     with pytest.raises(InputError, match="a green ball"):
-        loop.load_priors(recipe, "a green ball", CPU)
+        load_priors(recipe, "a green ball", CPU)
 
 
 def test_two_guides_add_up(recipe, tmp_path):
@@ -220,7 +223,7 @@ def test_a_guide_can_look_at_colour_normals_or_depth(recipe, tmp_path, sees):
     stage = replace(recipe.stages[0], guides=(Guide(CSD, prior, sees=sees),), steps=2)
     changed = replace(recipe, stages=(stage,))
     with start(changed, tmp_path / sees) as run:
-        before = loop.fresh(stage, 0, CPU).scene.state()["output"]
+        before = fresh(stage, 0, CPU).scene.state()["output"]
         after = optimise(changed, run).state()["output"]
     assert not torch.equal(before, after)
 
@@ -244,7 +247,7 @@ def test_statistics_follow_the_rows_of_a_scene_that_changed_its_tensors():
     rows = torch.tensor([1, -1, 0, 1])
     second = torch.zeros(4, 2, requires_grad=True)
     groups[0]["params"] = [second]
-    new = loop.carried(old, groups, {"rows": rows})
+    new = carried(old, groups, {"rows": rows})
     second.grad, other.grad = torch.full((4, 2), 2.0), torch.ones(3)
     new.step()
 
@@ -260,6 +263,6 @@ def test_statistics_follow_the_rows_of_a_scene_that_changed_its_tensors():
 
 def test_a_representation_that_cannot_start_from_another_is_refused_before_anything_runs(recipe):
     stages = (*recipe.stages, replace(recipe.stages[0], representation=Canvas()))
-    priors = loop.load_priors(recipe, "a red ball", CPU)
+    priors = load_priors(recipe, "a red ball", CPU)
     with pytest.raises(InputError, match="Canvas cannot start from another scene"):
-        loop.rehearse(replace(recipe, stages=stages), priors, "a red ball", CPU)
+        rehearse(replace(recipe, stages=stages), priors, "a red ball", CPU)

@@ -11,9 +11,12 @@ from dreamkit.guidance.estimate import Guided
 from dreamkit.guidance.rules import RSD, VSD
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.recipe import Guide, Recipe, Stage, load
+from dreamkit.rehearsal import load_priors
 from dreamkit.representations.canvas import Canvas
 from dreamkit.representations.particles import Particles, alike
 from dreamkit.run import Run
+from dreamkit.state import fresh, handed_over
+from dreamkit.step import cameras_of, take_step
 from dreamkit.streams import Streams
 from tests.test_loop import CPU, TINY, final, stop_at
 
@@ -32,7 +35,7 @@ def scenes(count: int = 3, representation=None):
 
 def test_each_picture_shows_its_particle_with_gradients_for_it_alone():
     stage, scene, streams = stage_of(batch=4), scenes(), Streams(0, 5)
-    cameras = loop._cameras(stage, streams)
+    cameras = cameras_of(stage, streams)
     images = scene.render(cameras, streams, training=True)
     order = scene.order(4, streams)
     assert sorted(order) == [0, 1, 2]
@@ -46,13 +49,13 @@ def test_each_picture_shows_its_particle_with_gradients_for_it_alone():
 
 def test_particles_of_one_group_are_seen_by_one_camera_and_all_take_turns():
     stage = stage_of(particles=3, batch=6)
-    cameras = loop._cameras(stage, Streams(0, 0))
+    cameras = cameras_of(stage, Streams(0, 0))
     where = cameras.camera_to_world
     assert len(cameras) == 6
     assert torch.equal(where[0], where[2])
     assert torch.equal(where[3], where[5])
     assert not torch.equal(where[0], where[3])
-    assert len(loop._cameras(stage_of(batch=2), Streams(0, 0))) == 2
+    assert len(cameras_of(stage_of(batch=2), Streams(0, 0))) == 2
     seen = {tuple(scenes().order(2, Streams(0, step))) for step in range(60)}
     assert len(seen) == 6  # every ordered pair
 
@@ -71,9 +74,9 @@ def test_a_single_scene_becomes_particles_and_the_first_particle_a_scene():
     single = Canvas(size=8).build(CPU, Streams(3, -1))
     spec = Particles(Canvas(size=8), 2)
     assert not alike(spec, Canvas())
-    made = loop.handed_over(single, Canvas(size=8), spec, 0, CPU)
+    made = handed_over(single, Canvas(size=8), spec, 0, CPU)
     assert all(torch.equal(particle.logits, single.logits) for particle in made.scenes)
-    back = loop.handed_over(made, spec, Canvas(size=8), 0, CPU)
+    back = handed_over(made, spec, Canvas(size=8), 0, CPU)
     assert torch.equal(back.logits, made.scenes[0].logits)
 
 
@@ -81,7 +84,7 @@ def test_a_single_scene_becomes_particles_and_the_first_particle_a_scene():
 def test_a_run_of_particles_is_stopped_and_resumed_bit_for_bit(tmp_path, grid):
     """Three particles, of which a step shows two, under one student."""
     recipe = Recipe(stages=(stage_of(representation=load(TINY).stages[0].representation if grid else None),))
-    priors = loop.load_priors(recipe, "a red ball", CPU)
+    priors = load_priors(recipe, "a red ball", CPU)
     with Run.create(tmp_path / "whole", "a red ball", "tiny", 0, recipe, "cpu") as run:
         loop.optimise(recipe, run, priors, CPU)
     with (
@@ -101,9 +104,9 @@ def test_repelled_particles_end_further_apart(tmp_path):
         rule = replace(RSD, trust=Guided(1.0), subtract=replace(RSD.subtract, gamma=gamma))
         stage = stage_of(rule, particles=4, batch=4, steps=30)
         priors = {PRIOR: PRIOR.load(CPU)}
-        state = loop.fresh(stage, 0, CPU, priors)
+        state = fresh(stage, 0, CPU, priors)
         for _ in range(30):
-            loop.take_step(stage, state, 0, priors, "a red ball", 0)
+            take_step(stage, state, 0, priors, "a red ball", 0)
         pictures = torch.stack([torch.sigmoid(scene.logits.detach()).flatten() for scene in state.scene.scenes])
         return float(torch.pdist(pictures).mean())
 

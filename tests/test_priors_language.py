@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkit import loop
+from dreamkit import rehearsal
 from dreamkit.errors import InputError
 from dreamkit.priors.language import reworded
 from dreamkit.prompts import EIGHT, FOUR, debiased
 from dreamkit.recipe import load
+from dreamkit.rehearsal import load_priors
 
 VIEWS = ("front", "side", "back", "overhead")
 
@@ -84,7 +85,7 @@ def test_what_is_no_language_model_is_refused(tmp_path):
 def test_a_stage_asks_its_prior_for_the_debiased_prompts(monkeypatch):
     recipe = load(Path(__file__).parent / "data" / "tiny_system.py")
     stage = replace(recipe.stages[0], debias="a model")
-    monkeypatch.setattr(loop, "reworded", lambda source, prompt, directions: {"back": "a ball"})
+    monkeypatch.setattr(rehearsal, "reworded", lambda source, prompt, directions: {"back": "a ball"})
     recipe = replace(recipe, stages=(stage,))
     with pytest.raises(InputError, match="a ball, back view"):  # which this prior does not know
-        loop.load_priors(recipe, "a red ball", torch.device("cpu"))
+        load_priors(recipe, "a red ball", torch.device("cpu"))

@@ -11,7 +11,9 @@ from dreamkit.errors import InputError
 from dreamkit.guidance.rules import SDS, VSD
 from dreamkit.propeller import propelled
 from dreamkit.recipe import Guide, Propeller, Recipe, Stage, load
+from dreamkit.rehearsal import load_priors
 from dreamkit.run import Run
+from dreamkit.state import fresh
 from tests.test_loop import CPU, TINY, final, stop_at
 from tests.test_particles import PRIOR, stage_of
 
@@ -32,7 +34,7 @@ def go(recipe: Recipe, folder: Path, spec: Propeller | None, watch: loop.Watch |
         if watch:
             watch(done, steps, figures)
 
-    priors = loop.load_priors(recipe, "a red ball", CPU)
+    priors = load_priors(recipe, "a red ball", CPU)
     take = propelled(spec, CPU) if spec else None
     opening = Run.resume(folder) if folder.exists() else Run.create(folder, "a red ball", "tiny", 0, recipe, "cpu")
     with opening as run:
@@ -74,9 +76,9 @@ def test_a_wide_threshold_takes_windows_and_ends_near_the_serial_run(tmp_path):
     assert go(recipe, tmp_path / "fast", Propeller(window=3, threshold=1e9, decay=1.0)) == [3] * 8
     go(recipe, tmp_path / "serial", None)
     a, b = scenes(tmp_path / "fast")["scene/output"], scenes(tmp_path / "serial")["scene/output"]
-    fresh = loop.fresh(recipe.stages[0], 0, CPU).scene.state()["output"]
+    begun = fresh(recipe.stages[0], 0, CPU).scene.state()["output"]
     assert not torch.equal(a, b)
-    assert (a - b).norm() < 0.5 * (b - fresh).norm()
+    assert (a - b).norm() < 0.5 * (b - begun).norm()
 
 
 def test_the_threshold_follows_the_errors_and_lets_more_than_one_step_count(tmp_path):

@@ -14,7 +14,6 @@ from dreamkit.cameras import orbit
 from dreamkit.errors import InputError, RunError
 from dreamkit.export import export
 from dreamkit.kernels.hashgrid import HashGridShape
-from dreamkit.loop import carried
 from dreamkit.meshes import Mesh
 from dreamkit.recipe import Export
 from dreamkit.representations import REPRESENTATIONS
@@ -25,6 +24,7 @@ from dreamkit.representations.mesh import MeshSurface
 from dreamkit.representations.network import Network
 from dreamkit.representations.representation import LearnedColour, PlainColour, Shading, Solid, Volume
 from dreamkit.schedule import Linear, Switch, resolve
+from dreamkit.state import carried
 from dreamkit.streams import Streams
 from dreamkit.triangles import unique_edges
 

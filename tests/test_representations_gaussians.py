@@ -15,7 +15,6 @@ from dreamkit.cameras import Orbit, orbit
 from dreamkit.errors import InputError, RunError
 from dreamkit.export import export
 from dreamkit.kernels.splat import splat
-from dreamkit.loop import carried
 from dreamkit.meshes import Mesh, coloured
 from dreamkit.recipe import Export
 from dreamkit.render.mesh import render_mesh
@@ -26,8 +25,9 @@ from dreamkit.representations.gaussians.control import Statistics, shared_opacit
 from dreamkit.representations.hashgrid import HashGrid
 from dreamkit.representations.representation import LearnedColour, PlainColour, Volume
 from dreamkit.schedule import Linear, Switch, resolve
+from dreamkit.state import carried
 from dreamkit.streams import Streams
-from dreamkit.toybox.world import true_mesh
+from dreamkit.toybox.world import Thing, mesh_of
 
 SMALL = Gaussians(count=40, opacity=0.5, strategy=None, background=PlainColour((0.0, 0.0, 0.0)))
 VIEWS = orbit([10.0, 130.0], 20.0, size=20)
@@ -626,7 +626,7 @@ def test_it_starts_from_a_volume_and_from_its_kind(device):
 
 def fitted(spec, steps=120):
     """A scene fitted to pictures of the world's blue car, and pictures it was not fitted to with its own."""
-    mesh, size = true_mesh("car", "blue"), 48
+    mesh, size = mesh_of(Thing("car", "blue")), 48
     cameras = Orbit(size=size).sample(24, Streams(5, 0))
     shown = render_mesh(mesh, cameras, background=(0.0, 0.0, 0.0))
     built = spec.build("cpu", Streams(0, -1))

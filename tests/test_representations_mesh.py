@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamkit import api, loop
+from dreamkit import api
 from dreamkit.assets.bake import texels, weld
 from dreamkit.assets.files import read, write
 from dreamkit.assets.prepare import Placement, cube_sphere, painted, place, with_texture_coordinates
@@ -19,6 +19,7 @@ from dreamkit.errors import InputError
 from dreamkit.kernels.hashgrid import HashGridShape
 from dreamkit.meshes import Mesh
 from dreamkit.recipe import load as load_recipe
+from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.render.lighting import Studio
 from dreamkit.render.mesh import render_mesh
 from dreamkit.representations.canvas import Canvas
@@ -28,6 +29,8 @@ from dreamkit.representations.network import Network
 from dreamkit.representations.paint import LatentTexture, Texture
 from dreamkit.representations.representation import LearnedColour, PlainColour, Solid
 from dreamkit.schedule import Linear, resolve
+from dreamkit.state import fresh
+from dreamkit.step import take_step
 from dreamkit.streams import Streams
 
 TINY = str(Path(__file__).parent / "data" / "tiny_system.py")
@@ -433,13 +436,13 @@ def test_a_guide_that_sees_latents_moves_them_and_asks_for_some():
     guide = replace(tiny.stages[0].guides[0], sees="latent")
     stage = replace(tiny.stages[0], guides=(guide,), cameras=Orbit(size=8), losses=())
     recipe = replace(tiny, stages=(stage,))
-    priors = loop.load_priors(recipe, "a red ball", torch.device("cpu"))
+    priors = load_priors(recipe, "a red ball", torch.device("cpu"))
     with pytest.raises(InputError, match="LatentTexture"):
-        loop.rehearse(recipe, priors, "a red ball", torch.device("cpu"))
+        rehearse(recipe, priors, "a red ball", torch.device("cpu"))
     stage = replace(stage, representation=replace(SMALL, paint=PLAIN))
-    state = loop.fresh(stage, 0, torch.device("cpu"), priors)
+    state = fresh(stage, 0, torch.device("cpu"), priors)
     for _ in range(15):
-        loop.take_step(stage, state, 0, priors, "a red ball", 0)
+        take_step(stage, state, 0, priors, "a red ball", 0)
     red, green, blue = state.scene.state()["latent/texture"].mean((0, 1))
     assert red > 0.3 > -0.3 > max(green, blue)  # the prior's mean is (0.8, -0.8, -0.8)
 

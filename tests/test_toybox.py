@@ -28,7 +28,7 @@ def test_the_world_has_at_least_24_kinds_and_12_colours():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_fits_its_ball_and_touches_it(kind):
-    points = world.true_mesh(kind, "red").vertices
+    points = world.mesh_of(Thing(kind, "red")).vertices
     # Scaled in float64 and stored in float32: a millionth covers the rounding.
     assert abs(np.linalg.norm(points, axis=1).max() - world.RADIUS) < 1e-5
 
@@ -36,7 +36,7 @@ def test_every_kind_fits_its_ball_and_touches_it(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_colour_of_the_caption_covers_a_good_part_of_the_object(kind):
     cameras = orbit([0.0, 90.0, 180.0, 270.0], 20.0, size=48)
-    images = render_mesh(world.true_mesh(kind, "pink"), cameras, background=(0, 0, 0), supersample=1)
+    images = render_mesh(world.mesh_of(Thing(kind, "pink")), cameras, background=(0, 0, 0), supersample=1)
     off = (images.rgb - torch.tensor(world.COLOURS["pink"])[None, :, None, None]).abs().amax(1)
     share = (off < 1e-5).sum() / images.alpha.sum()  # unlit and without supersampling the colour is exact
     assert share > 0.25
@@ -45,7 +45,7 @@ def test_the_colour_of_the_caption_covers_a_good_part_of_the_object(kind):
 def test_fronts_face_plus_x():
     """A duck's beak and a car's lights are seen from azimuth 0 and not from 180."""
     for kind, colour in (("duck", kinds.BEAK), ("car", kinds.SUN), ("snowman", kinds.BEAK)):
-        views = render_mesh(world.true_mesh(kind, "blue"), orbit([0.0, 180.0], 0.0, size=96), supersample=1).rgb
+        views = render_mesh(world.mesh_of(Thing(kind, "blue")), orbit([0.0, 180.0], 0.0, size=96), supersample=1).rgb
         near = (views - torch.tensor(colour)[None, :, None, None]).abs().amax(1) < 0.02
         front, back = near.flatten(1).sum(1).tolist()
         assert front > 10 > back, kind

@@ -185,11 +185,6 @@ def mesh_of(asked: Asked) -> Mesh:
     return join(*(_painted(piece, things[piece.owner]) for piece in placed(asked)))
 
 
-def true_mesh(kind: str, colour: str) -> Mesh:
-    """`mesh_of` a plain thing. Raises InputError."""
-    return mesh_of(Thing(kind, colour))
-
-
 def _painted(piece: Piece, thing: Thing) -> Mesh:
     """A part in its colours; a pattern is painted on the faces of a mesh made fine enough to hold it."""
     import trimesh

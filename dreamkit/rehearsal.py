@@ -1,0 +1,71 @@
+"""Before a run: everything that can be checked is, so that what cannot work costs nothing."""
+
+from typing import Any
+
+import torch
+
+from dreamkit.cameras import ring
+from dreamkit.errors import InputError
+from dreamkit.guidance.rule import CONDITIONS, check
+from dreamkit.priors.language import reworded
+from dreamkit.priors.prior import Prior, view_conditions
+from dreamkit.recipe import Guide, Recipe, Stage
+from dreamkit.representations.particles import alike
+from dreamkit.state import Start, fresh, startable
+from dreamkit.step import take_step
+
+
+def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, Prior]:
+    """Every prior of the recipe, once each, checked against its rules and the prompt. Raises InputError."""
+    guides = [guide for stage in recipe.stages for guide in stage.guides]
+    priors: dict[Any, Prior] = {}
+    for guide in guides:
+        if guide.prior not in priors:
+            priors[guide.prior] = guide.prior.load(device)
+            priors[guide.prior].check_prompt(prompt)
+    for stage in recipe.stages:
+        for guide in stage.guides:
+            check(guide.rule, priors[guide.prior], (*CONDITIONS, *(["source"] if stage.source_prompt else [])))
+            # Embedding all it will be asked for says now what it does not know, or finds too long.
+            prior = priors[guide.prior]
+            views = ["overhead", *prior.directions] if stage.view_words else [None]
+            said = reworded(stage.debias, prompt, prior.directions) if stage.debias else None
+            view_conditions(prior, prompt, views, stage.negative_prompt, stage.source_prompt, said)
+            guide.rule.conditions(prior, prompt, ring(8), stage.view_words)
+            check_sight(guide, stage, prior)
+    return priors
+
+
+def check_sight(guide: Guide, stage: Stage, prior: Prior) -> None:
+    """Raise InputError if the prior would be shown another number of pictures than it sees together."""
+    if ("multimodal" in prior.capabilities) != (guide.sees == "rgb_depth"):
+        wants = "rgb_depth" if "multimodal" in prior.capabilities else "rgb, normal or depth"
+        raise InputError(
+            f"a guide shows {guide.sees} to the prior {prior.name!r}, which looks at {wants}: set Guide.sees to that, "
+            "or choose another prior with --prior."
+        )
+    if prior.views > 1 and stage.cameras.group != prior.views:
+        raise InputError(
+            f"the prior {prior.name!r} sees {prior.views} views of an object together, but the cameras stand in groups "
+            f"of {stage.cameras.group}: set cameras.group={prior.views} and batch to a multiple of it."
+        )
+
+
+def rehearse(
+    recipe: Recipe, priors: dict[Any, Prior], prompt: str, device: torch.device, start: Start | None = None
+) -> None:
+    """Take every stage's first and last step on a scene that is thrown away, so that what cannot work is said before
+    anything is spent. Raises InputError."""
+    for number, stage in enumerate(recipe.stages):
+        before = recipe.stages[max(number - 1, 0)].scenes
+        if not alike(stage.scenes, before):
+            startable(stage.scenes, before)
+        try:
+            scene = start.handed(stage, 0, device) if start and number == 0 else None
+            state = fresh(stage, 0, device, priors, scene)
+            for state.step in dict.fromkeys((0, stage.steps - 1)):
+                take_step(stage, state, 0, priors, prompt, 0)
+        except (ValueError, RuntimeError, ArithmeticError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"stage {number} of this recipe cannot run: {error}") from error
