@@ -1,0 +1,159 @@
+"""Every rule that the toybox's prior can serve, at equal prior calls: the same prompts, seeds, representation, cameras.
+
+    python -m benchmarks.rules --workers 2 --sheet docs/rules.png
+    python -m benchmarks.rules --rules sds,vsd,ism --prompts prompts/toybox.txt --seeds 0
+
+A rule runs as `dreamkit generate --guidance NAME` runs it: in the default system, with that system's noise levels and
+guidance scales. It gets as many steps as the budget of samples through the prior's network buys, counted on the rule
+itself (what it trains beside the scene is not counted, but is in the time). Rules that edit are left out: they need
+something to edit. A finished run is kept, an interrupted one resumed; the table, in Markdown, is that of `dreamkit
+eval`: shares of views in which the judge, trained on renders only, sees the thing and its colour; F-score to the true
+mesh; saturation of colours over that of the true mesh; how much two seeds differ; and seconds of optimising.
+"""
+
+import argparse
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.toybox import make
+from dreamkit import evaluate
+from dreamkit.api import compose, rules_by_name
+from dreamkit.errors import InputError
+from dreamkit.prompts import read_list
+from dreamkit.rehearsal import load_priors
+from dreamkit.run import slug
+from dreamkit.state import fresh
+from dreamkit.step import take_step
+
+PROMPTS = ("a red mug", "a blue chair", "a yellow duck")
+BUDGET = 1600
+"""Samples through the prior's network that every run may spend: 400 steps of two views under plain SDS."""
+COUNTED, FIRST = 8, 16
+"""Steps that the cost of a rule is counted on, spread over a run and at its beginning."""
+
+
+def servable() -> list[str]:
+    """The rules that the toybox's prior can serve and that start from nothing."""
+    found = []
+    for name, rule in rules_by_name().items():
+        try:
+            load_priors(compose("toybox", name, None, None, None, {}), PROMPTS[0], torch.device("cpu"))
+        except InputError:
+            continue
+        if not rule.edits:
+            found.append(name)
+    return found
+
+
+def costs(rule: str) -> tuple[float, float]:
+    """Samples through the prior's network: a step's, as a mean over COUNTED of them spread over a run; and what a run
+    costs besides at its beginning, such as samples of the prior that a rule collects first."""
+    recipe = compose("toybox", rule, None, None, None, {})
+    stage = recipe.stages[0]
+    priors = load_priors(recipe, PROMPTS[0], torch.device("cpu"))
+    state, spent = fresh(stage, 0, torch.device("cpu"), priors), []
+    spread = [round((number + 0.5) * stage.steps / COUNTED) for number in range(COUNTED)]
+    for step in (*range(FIRST), *spread):
+        before = sum(prior.samples for prior in priors.values())
+        state.step = step
+        take_step(stage, state, 0, priors, PROMPTS[0], 0)
+        spent.append(sum(prior.samples for prior in priors.values()) - before)
+    usual = sum(spent[FIRST:]) / COUNTED
+    return usual, max(sum(spent[:FIRST]) - FIRST * usual, 0.0)
+
+
+def measure(
+    rule: str, steps: int, prompts: list[str], seeds: list[int], root: Path, given: argparse.Namespace
+) -> list[Path]:
+    """The finished runs of one rule, made where they are not there yet."""
+    threads = max((os.cpu_count() or 1) // given.workers, 1)
+    rest = ["--guidance", rule, "--steps", str(steps), *given.rest]
+    jobs = [(prompt, seed, root / rule / f"{slug(prompt)}-{seed}") for prompt in prompts for seed in seeds]
+    with ThreadPoolExecutor(given.workers) as pool:
+        made = list(pool.map(lambda job: make(job[0], job[1], job[2], threads, rest), jobs))
+    return [folder for folder in made if folder is not None]
+
+
+def line(rule: str, cost: float, steps: int, report: dict[str, Any], runs: int) -> str:
+    """One row of the table."""
+    means = report["means"]
+
+    def mean(name: str) -> str:
+        value = means.get(name, {}).get("mean")
+        return "-" if value is None else f"{value:.2f}"
+
+    truth = [run["truth"]["saturation"] for run in report["runs"] if "truth" in run]
+    over = means["saturation"]["mean"] / (sum(truth) / len(truth)) if truth and "saturation" in means else float("nan")
+    spread = [found["diversity"] for found in report["prompts"].values()]
+    diverse = f"{sum(spread) / len(spread):.3f}" if spread else "-"
+    seconds = means.get("seconds", {}).get("mean")
+    judged = [mean(name) for name in ("recognised", "colour", "janus_views", "F-score")]
+    cells = [f"`{rule}`", f"{cost:.1f}", str(steps), f"{len(report['runs'])} of {runs}", *judged]
+    return f"| {' | '.join([*cells, f'{over:.2f}', diverse, f'{seconds or 0:.0f}'])} |"
+
+
+COLUMNS = ["rule", "samples a step", "steps", "runs", "recognised", "colour", "Janus", "F-score", "saturation"]
+COLUMNS += ["diversity", "seconds"]
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+
+
+def strip(folders: list[Path]) -> Any:
+    """The previews of one rule's runs side by side, each its first row of views."""
+    from PIL import Image
+
+    pictures = [Image.open(folder / "preview.png").convert("RGB") for folder in folders]
+    small = [picture.resize((384, round(picture.height * 384 / picture.width))) for picture in pictures]
+    row = Image.new("RGB", (384 * len(small), max(picture.height for picture in small)), "white")
+    for number, picture in enumerate(small):
+        row.paste(picture, (384 * number, 0))
+    return row
+
+
+def sheet(rows: dict[str, list[Path]], path: Path) -> None:
+    """One row a rule, its name beside it: the first seed of every prompt."""
+    from PIL import Image, ImageDraw
+
+    strips = {rule: strip(folders) for rule, folders in rows.items() if folders}
+    height = max(row.height for row in strips.values())
+    page = Image.new("RGB", (150 + max(row.width for row in strips.values()), height * len(strips)), "white")
+    for number, (rule, row) in enumerate(strips.items()):
+        ImageDraw.Draw(page).text((6, number * height + height // 2 - 6), rule, fill="black")
+        page.paste(row, (150, number * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rules", help="some of them, comma between (default: all that can run)")
+    parser.add_argument("--prompts", type=Path, help=f"a prompt list (default: {', '.join(PROMPTS)})")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--budget", type=int, default=BUDGET, help="samples a run (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--out", type=Path, default=Path("outputs/rules"), help="where the runs go")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet here, one row a rule")
+    parser.add_argument("rest", nargs="*", help="further arguments of `dreamkit generate`, after --")
+    given = parser.parse_args()
+    rules = given.rules.split(",") if given.rules else servable()
+    prompts = read_list(given.prompts) if given.prompts else list(PROMPTS)
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    print(HEAD)
+    shown: dict[str, list[Path]] = {}
+    for rule in rules:
+        cost, once = costs(rule)
+        steps = max(round((given.budget - once) / cost), 1)
+        folders = measure(rule, steps, prompts, seeds, given.out / str(given.budget), given)
+        report, _ = evaluate.measure(folders) if folders else ({"means": {}, "runs": [], "prompts": {}}, [])
+        print(line(rule, cost, steps, report, len(prompts) * len(seeds)), flush=True)
+        first = [folder for folder in folders if folder.name.endswith(f"-{seeds[0]}")]
+        shown[rule] = [folder for folder in first if (folder / "preview.png").exists()]
+    if given.sheet and any(shown.values()):
+        sheet(shown, given.sheet)
+
+
+if __name__ == "__main__":
+    main()
