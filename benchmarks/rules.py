@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.toybox import make
 from dreamkit import evaluate
-from dreamkit.api import compose, rules_by_name
+from dreamkit.compose import compose, rules_by_name
 from dreamkit.errors import InputError
 from dreamkit.prompts import read_list
 from dreamkit.rehearsal import load_priors
@@ -41,7 +41,7 @@ def servable() -> list[str]:
     found = []
     for name, rule in rules_by_name().items():
         try:
-            load_priors(compose("toybox", name, None, None, None, {}), PROMPTS[0], torch.device("cpu"))
+            load_priors(compose("toybox", name), PROMPTS[0], torch.device("cpu"))
         except InputError:
             continue
         if not rule.edits:
@@ -52,7 +52,7 @@ def servable() -> list[str]:
 def costs(rule: str) -> tuple[float, float]:
     """Samples through the prior's network: a step's, as a mean over COUNTED of them spread over a run; and what a run
     costs besides at its beginning, such as samples of the prior that a rule collects first."""
-    recipe = compose("toybox", rule, None, None, None, {})
+    recipe = compose("toybox", rule)
     stage = recipe.stages[0]
     priors = load_priors(recipe, PROMPTS[0], torch.device("cpu"))
     state, spent = fresh(stage, 0, torch.device("cpu"), priors), []

@@ -16,24 +16,18 @@ from dreamkit import device as devices
 from dreamkit import loop
 from dreamkit.assets.files import READ
 from dreamkit.cameras import ring
+from dreamkit.compose import compose, editing, keeping
 from dreamkit.disk import plainly, write_whole
-from dreamkit.errors import InputError, RunError, nearest
+from dreamkit.errors import InputError, RunError
 from dreamkit.export import Exported, Picture, export_picture
 from dreamkit.export import export as write_files
-from dreamkit.guidance import noise, rules
-from dreamkit.guidance.corrective import Corrected
-from dreamkit.guidance.estimate import Guided, Latent, NoiseFree, PerpNeg
-from dreamkit.guidance.facing import PerpNegViews
-from dreamkit.guidance.regions import Regions
-from dreamkit.guidance.rule import Rule
 from dreamkit.images import png
 from dreamkit.meshes import Mesh
-from dreamkit.priors import Diffusers, Prior
+from dreamkit.priors import Prior
 from dreamkit.propeller import propelled
-from dreamkit.recipe import Guide, Recipe, Stage, load, override
+from dreamkit.recipe import Recipe, override
 from dreamkit.rehearsal import load_priors, rehearse
-from dreamkit.representations import REPRESENTATIONS
-from dreamkit.representations.canvas import Canvas, CanvasScene
+from dreamkit.representations.canvas import CanvasScene
 from dreamkit.representations.mesh import MeshSurface, from_file
 from dreamkit.representations.particles import ParticlesScene
 from dreamkit.representations.representation import Representation, Scene, Solid, Volume
@@ -106,7 +100,7 @@ def generate(
     if begun and not asked:  # by its name, so that a system's own settings of a mesh hold for a mesh file
         own = "mesh" if isinstance(begun[0].representation, MeshSurface) and not begun[1] else begun[0].representation
     recipe = compose(system, guidance, own, prior, steps, settings or {})
-    recipe = _editing(_keeping(recipe, keep), source_prompt, begun[1] if begun else None)
+    recipe = editing(keeping(recipe, keep), source_prompt, begun[1] if begun else None)
     note("prior")
     Run.check(out, prompt, recipe)  # cheap mistakes first; then what cannot work is said before a folder is made
     priors = load_priors(recipe, prompt, chosen)
@@ -200,50 +194,6 @@ def evaluate(
     return report, file
 
 
-def compose(
-    system: str,
-    guidance: str | None,
-    representation: str | Representation | None,
-    prior: str | None,
-    steps: int | None,
-    settings: Mapping[str, str],
-) -> Recipe:
-    """The recipe of a system with parts replaced. Raises InputError with the nearest names for an unknown one.
-
-    Another rule keeps the system's range of levels and its guidance scales: these belong to the prior and the length of
-    the run, and rules are compared by what else they are.
-    """
-    recipe = load(system)
-    rule = None if guidance is None else rules_by_name().get(guidance.lower())
-    if guidance is not None and rule is None:
-        raise InputError(f"there is no guidance rule {guidance!r}. {nearest(guidance, rules_by_name())}")
-    if isinstance(representation, str) and representation not in REPRESENTATIONS:
-        raise InputError(f"there is no representation {representation!r}. {nearest(representation, REPRESENTATIONS)}")
-
-    if prior and Path(prior).expanduser().is_dir():
-        prior = str(Path(prior).expanduser().resolve())  # so that a run can be resumed from anywhere
-
-    def changed_guide(guide: Guide) -> Guide:
-        new = _in_system(rule, guide.rule) if rule else guide.rule
-        return replace(guide, rule=new, prior=Diffusers(prior) if prior else guide.prior)
-
-    def changed(stage: Stage) -> Stage:
-        own = stage.representation if representation is None else representation
-        fresh = REPRESENTATIONS[own] if isinstance(own, str) else own
-        # A system's own settings of the representation that is asked for are better than the general ones.
-        kept = stage.representation if isinstance(own, str) and type(fresh) is type(stage.representation) else fresh
-        changed = replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
-        if isinstance(kept, Canvas):  # which has one side, and nothing that the losses could look at
-            front = replace(stage.cameras, azimuth_degrees=(0.0, 0.0), elevation_degrees=(15.0, 15.0), group=1)
-            return replace(changed, cameras=front, losses=(), batch=1)
-        return changed
-
-    recipe = replace(recipe, stages=tuple(changed(stage) for stage in recipe.stages))
-    if steps is not None:
-        recipe = _with_steps(recipe, steps)
-    return override(recipe, settings)
-
-
 def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
     """The scene of a run, or of a mesh file, to start from, and what it is ("" for a file, which does not say)."""
     if _is_mesh_file(path):
@@ -258,68 +208,6 @@ def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
 
 def _is_mesh_file(path: str | Path) -> bool:
     return Path(path).suffix.lower() in READ and not Path(path).is_dir()
-
-
-def _keeping(recipe: Recipe, keep: str | None) -> Recipe:
-    """The recipe with what is to be kept locked. Raises InputError if a representation has no lock for it."""
-    if keep is None:
-        return recipe
-    if keep != "geometry":
-        raise InputError(f"--keep {keep}: what can be kept is geometry.")
-    kept = []
-    for stage in recipe.stages:
-        spec = stage.representation
-        if not isinstance(spec, MeshSurface):
-            raise InputError(
-                f"--keep geometry: the shape of a {type(spec).__name__} cannot be locked. Use --representation mesh, "
-                "or --from a mesh file without another representation."
-            )
-        kept.append(replace(stage, representation=replace(spec, keep_geometry=True)))
-    return replace(recipe, stages=tuple(kept))
-
-
-def _editing(recipe: Recipe, source_prompt: str | None, made_for: str | None) -> Recipe:
-    """The recipe with its source prompts. Raises InputError if it edits nothing, or has no scene to edit."""
-    if source_prompt and not any(stage.edits for stage in recipe.stages):
-        raise InputError(
-            f"--source-prompt {source_prompt!r}: no rule of this recipe edits. Choose one that does, such as "
-            "--guidance dds."
-        )
-    if recipe.stages[0].edits and made_for is None:
-        raise InputError("this rule edits a scene that is there: give the folder of a run with --from.")
-    said = source_prompt or made_for or ""
-    if recipe.stages[0].edits and not said:
-        raise InputError("this rule edits, and a mesh file does not say what it shows: say it with --source-prompt.")
-    stages = (replace(s, source_prompt=s.source_prompt or said) if s.edits else s for s in recipe.stages)
-    return replace(recipe, stages=tuple(stages))
-
-
-def _in_system(rule: Rule, system: Rule) -> Rule:
-    """A rule with a system's range of levels, and with its guidance scale wherever it mixes predictions by one."""
-    rule = replace(rule, levels=rule.levels.within(system.levels))
-    if not isinstance(system.trust, Guided):
-        return rule
-    scale = system.trust.scale
-    mixing = (Guided, PerpNeg, PerpNegViews, NoiseFree, Latent, Corrected, Regions, noise.Stepped, noise.Simulated)
-    found = {name: getattr(rule, name) for name in ("trust", "subtract", "noise")}
-    scaled: dict[str, Any] = {
-        name: replace(piece, scale=scale) for name, piece in found.items() if isinstance(piece, mixing)
-    }
-    return replace(rule, **scaled)
-
-
-def rules_by_name() -> dict[str, Rule]:
-    """The published rules by the names the command line takes: the constants of guidance/rules.py in lower case."""
-    return {name.lower(): value for name, value in vars(rules).items() if isinstance(value, Rule)}
-
-
-def _with_steps(recipe: Recipe, steps: int) -> Recipe:
-    if steps < len(recipe.stages):
-        raise InputError(f"--steps {steps}: at least one for each of the {len(recipe.stages)} stages is needed")
-    share = [max(1, round(steps * stage.steps / recipe.steps)) for stage in recipe.stages]
-    share[share.index(max(share))] += steps - sum(share)
-    stages = tuple(replace(stage, steps=n) for stage, n in zip(recipe.stages, share, strict=True))
-    return replace(recipe, stages=stages)
 
 
 def _finish(

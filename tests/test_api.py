@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dreamkit import api
+from dreamkit.compose import compose, editing, rules_by_name, with_steps
 from dreamkit.errors import InputError
 from dreamkit.guidance import check
 from dreamkit.guidance.estimate import Drawn
@@ -16,8 +16,7 @@ from dreamkit.rehearsal import rehearse
 
 
 def composed(**parts: object) -> Recipe:
-    empty = {"guidance": None, "representation": None, "prior": None, "steps": None, "settings": {}}
-    return api.compose("toybox", **{**empty, **parts})  # type: ignore[arg-type]
+    return compose("toybox", **parts)  # type: ignore[arg-type]
 
 
 def test_another_rule_keeps_the_systems_levels_and_its_mix():
@@ -37,7 +36,7 @@ def test_a_rule_of_two_levels_keeps_its_second_one_in_the_systems_range():
     own = load("toybox").stages[0].guides[0].rule
     for name in ("asd", "ism", "cds", "diverse_sd", "vsd", "nfsd", "sds_perp_neg"):
         rule = composed(guidance=name).stages[0].guides[0].rule
-        published = api.rules_by_name()[name]
+        published = rules_by_name()[name]
         assert type(rule.levels) is type(published.levels)
         assert getattr(rule.levels, "base", rule.levels) == own.levels
         assert type(rule.noise) is type(published.noise)
@@ -60,7 +59,7 @@ def test_a_folder_as_prior_is_kept_by_its_full_path(tmp_path, monkeypatch):
 def test_steps_are_shared_among_the_stages_and_add_up(stages, steps):
     stage = load("toybox").stages[0]
     recipe = Recipe(stages=tuple(replace(stage, steps=n) for n in stages))
-    shared = [part.steps for part in api._with_steps(recipe, steps).stages]
+    shared = [part.steps for part in with_steps(recipe, steps).stages]
     assert sum(shared) == steps
     assert min(shared) >= 1
 
@@ -73,7 +72,7 @@ def toybox_prior():
     return Diffusers("toybox").load("cpu")
 
 
-@pytest.mark.parametrize("name", sorted(api.rules_by_name()))
+@pytest.mark.parametrize("name", sorted(rules_by_name()))
 def test_the_toybox_serves_every_rule_that_needs_no_more_than_it_has(name, toybox_prior):
     recipe = composed(guidance=name, representation="image")
     guide = recipe.stages[0].guides[0]
@@ -84,7 +83,7 @@ def test_the_toybox_serves_every_rule_that_needs_no_more_than_it_has(name, toybo
     if name in EDITS:
         with pytest.raises(InputError, match="--source-prompt"):
             check(guide.rule, toybox_prior)
-        recipe = api._editing(recipe, "a blue mug", "a green mug")
+        recipe = editing(recipe, "a blue mug", "a green mug")
         assert recipe.stages[0].source_prompt == "a blue mug"
     check(guide.rule, toybox_prior, ("prompt", "bare", "null", "negative", "source"))
     rehearse(recipe, {guide.prior: toybox_prior}, "a red mug", torch.device("cpu"))

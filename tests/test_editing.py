@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
 from dreamkit import api, cli, loop
+from dreamkit.compose import editing
 from dreamkit.diffusion import add_noise
 from dreamkit.errors import InputError
 from dreamkit.guidance.estimate import Guided
@@ -137,8 +138,8 @@ def test_what_cannot_be_edited_is_said_before_anything_is_made(red, tmp_path, ca
 
 def test_the_source_prompt_is_by_default_what_the_scene_was_made_for(red):
     recipe = replace(load(TINY), stages=(stage_of(DDS, Canvas(), source=""),))
-    assert api._editing(recipe, None, "a red ball").stages[0].source_prompt == "a red ball"
-    assert api._editing(recipe, "a red cup", "a red ball").stages[0].source_prompt == "a red cup"
+    assert editing(recipe, None, "a red ball").stages[0].source_prompt == "a red ball"
+    assert editing(recipe, "a red cup", "a red ball").stages[0].source_prompt == "a red cup"
 
 
 # With the prior that ships --------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ RANKS = {
     3: "priors representations metrics",
     4: "guidance toybox",
     5: "settings recipe",
-    6: "run state step rehearsal loop export propeller adversarial",
+    6: "compose run state step rehearsal loop export propeller adversarial",
     7: "preview report view batch doctor evaluate",
     8: "api cli __init__ __main__",
 }

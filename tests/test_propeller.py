@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkit import api, loop
+from dreamkit import loop
+from dreamkit.compose import compose
 from dreamkit.errors import InputError
 from dreamkit.guidance.rules import SDS, VSD
 from dreamkit.propeller import propelled
@@ -120,4 +121,4 @@ def test_a_rule_that_trains_is_refused():
     stage = tiny().stages[0]
     with pytest.raises(InputError, match="cannot drive a rule that trains"):
         Recipe(stages=(replace(stage, guides=(Guide(VSD, PRIOR),)),), propeller=Propeller())
-    assert api.compose(str(TINY), None, None, None, None, {"propeller": "Propeller(window=2)"}).propeller.window == 2
+    assert compose(str(TINY), settings={"propeller": "Propeller(window=2)"}).propeller.window == 2

@@ -42,6 +42,7 @@ class Corrected(Estimate):
     """
 
     part_name: ClassVar[str] = "corrective"
+    mixes: ClassVar[bool] = True
 
     scale: Number
     rate: float = 1e-4

@@ -22,6 +22,8 @@ class Guided(Estimate):
               arXiv:2412.02687)
     """
 
+    mixes: ClassVar[bool] = True
+
     scale: Number
     condition: str = "prompt"
     against: str = "null"
@@ -72,6 +74,8 @@ class LaidOut(Guided):
 @dataclass(frozen=True)
 class PerpNeg(Estimate):
     """Guidance away from a negative prompt where it does not oppose the prompt, `diffusion.perp_neg`; weight <= 0."""
+
+    mixes: ClassVar[bool] = True
 
     scale: Number
     weight: Number = -1.0
@@ -129,6 +133,8 @@ class NoiseFree(Estimate):
     small, domain = eps_null; from there on it is eps_null - eps_negative. Known implementations switch at index 200 of
     Stable Diffusion's 1000, where k is 0.5717 (at index 199 it is 0.5690). The switch is per sample.
     """
+
+    mixes: ClassVar[bool] = True
 
     scale: Number
     threshold: Number = 0.57
@@ -200,6 +206,8 @@ class Latent(Estimate):
     authors' code has psi > 0 because it takes beta from a finer grid than its steps. Here that pull to the source is
     said outright: `identity` is psi.
     """
+
+    mixes: ClassVar[bool] = True
 
     scale: Number
     condition: str = "prompt"

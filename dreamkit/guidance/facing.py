@@ -6,6 +6,7 @@ stands from them.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class PerpNegViews(Estimate):
     prompts with neighbouring view words of the prior (`Prior.directions`) mean, in number by number; the front and the
     side are its words for azimuths 0 and +-90. With DreamFusion's four words that is threestudio's rule.
     """
+
+    mixes: ClassVar[bool] = True
 
     scale: Number
     towards: Decay = (4.0, 0.5, -2.426)

@@ -7,6 +7,7 @@ way. Noise that stays the same all through a run is drawn from the run's seed al
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class Stepped(Noise):
     In z / alpha that is one Euler step of the probability-flow ODE by the guided prediction at the main level
     (Consistent3D, arXiv:2401.09050). `scale` is its guidance, best that of the rule.
     """
+
+    mixes: ClassVar[bool] = True
 
     scale: Number
 
@@ -131,6 +134,8 @@ class Simulated(Noise):
     DDIM from the last index by `steps` even strides, guided by `scale`, down to "upper"; the noise is the guided
     prediction there (Diverse Score Distillation, arXiv:2412.06780). So the seed chooses the object.
     """
+
+    mixes: ClassVar[bool] = True
 
     scale: Number
     steps: int = 10

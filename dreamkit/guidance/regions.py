@@ -1,6 +1,7 @@
 """Boxes of the world with prompts of their own: what each stands for is drawn where its surface is seen."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -60,6 +61,8 @@ class Regions(Estimate):
     stands round its middle. A region's prompt replaces the whole prompt. One prediction a region and one under the null
     prompt, which all share.
     """
+
+    mixes: ClassVar[bool] = True
 
     scale: Number
     regions: tuple[Region, ...] = (Region(),)

@@ -148,6 +148,8 @@ class Piece(ABC):  # noqa: B024  the axes below add what is abstract
     """Optional capabilities the prior must have (`priors.prior.CAPABILITIES`)."""
     separable: ClassVar[bool] = True
     """Whether a batch's gradient is that of its samples one by one."""
+    mixes: ClassVar[bool] = False
+    """Whether it mixes predictions by a guidance scale, as `diffusion.cfg` does: its field `scale`."""
     part_name: ClassVar[str] = ""
     """The name under which it finds its part in `Probe.parts`; none if it trains nothing."""
 

@@ -6,7 +6,7 @@ patterns are pale; colours, materials, light and background are then drawn anew 
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -148,7 +148,9 @@ def batch(pool: Pool, count: int, streams: Streams) -> tuple[Tensor, list[str], 
     return shade(pool, asked, views, streams), captions, pool.cameras[torch.tensor(views, device=pool.cameras.device)]
 
 
-def draw_asked(pool: Pool, count: int, draw: random.Random) -> tuple[list[Asked], list[int]]:
+def draw_asked(
+    pool: Pool, count: int, draw: random.Random, shares: Mapping[str, float] = SHARES
+) -> tuple[list[Asked], list[int]]:
     """Random things and pairs in random colours and materials, and for each the number of a view of the pool.
 
     Of a pool whose views come in groups, `count` is a multiple of their size, and so are the things in a row.
@@ -156,21 +158,21 @@ def draw_asked(pool: Pool, count: int, draw: random.Random) -> tuple[list[Asked]
     asked: list[Asked] = []
     views: list[int] = []
     for _ in range(count // pool.together):
-        two = bool(pool.pairs) and draw.random() < SHARES["pair"]
+        two = bool(pool.pairs) and draw.random() < shares["pair"]
         source = pool.pairs if two else pool.kinds
         arrangement = draw.choice(list(source))
         first = draw.choice(source[arrangement][:: pool.together])
         views += range(first, first + pool.together)
-        things = [_dressed(kind, draw, plain=two) for kind in arrangement[::2]]
+        things = [_dressed(kind, draw, shares, plain=two) for kind in arrangement[::2]]
         asked += [Pair(things[0], arrangement[1], things[1]) if two else things[0]] * pool.together
     return asked, views
 
 
-def _dressed(kind: str, draw: random.Random, plain: bool) -> Thing:
+def _dressed(kind: str, draw: random.Random, shares: Mapping[str, float], plain: bool) -> Thing:
     """A kind in a random colour; unless plain, at times with a second colour or of another material."""
     colours = draw.sample(list(world.COLOURS), 2)
-    second = colours[1] if not plain and draw.random() < SHARES["second"] else None
-    other = not plain and draw.random() < SHARES["material"]
+    second = colours[1] if not plain and draw.random() < shares["second"] else None
+    other = not plain and draw.random() < shares["material"]
     return Thing(kind, colours[0], second, draw.choice(world.MATERIALS[1:]) if other else "matte")
 
 

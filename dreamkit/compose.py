@@ -1,0 +1,120 @@
+"""Recipes from names: a system with parts replaced, geometry kept, sources to edit."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dreamkit.errors import InputError, nearest
+from dreamkit.guidance import rules
+from dreamkit.guidance.estimate import Guided
+from dreamkit.guidance.rule import Rule
+from dreamkit.priors import Diffusers
+from dreamkit.recipe import Guide, Recipe, Stage, load, override
+from dreamkit.representations import REPRESENTATIONS
+from dreamkit.representations.canvas import Canvas
+from dreamkit.representations.mesh import MeshSurface
+from dreamkit.representations.representation import Representation
+
+
+def compose(
+    system: str,
+    guidance: str | None = None,
+    representation: str | Representation | None = None,
+    prior: str | None = None,
+    steps: int | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Recipe:
+    """The recipe of a system with parts replaced. Raises InputError with the nearest names for an unknown one.
+
+    Another rule keeps the system's range of levels and its guidance scales: these belong to the prior and the length of
+    the run, and rules are compared by what else they are.
+    """
+    recipe = load(system)
+    rule = None if guidance is None else rules_by_name().get(guidance.lower())
+    if guidance is not None and rule is None:
+        raise InputError(f"there is no guidance rule {guidance!r}. {nearest(guidance, rules_by_name())}")
+    if isinstance(representation, str) and representation not in REPRESENTATIONS:
+        raise InputError(f"there is no representation {representation!r}. {nearest(representation, REPRESENTATIONS)}")
+
+    if prior and Path(prior).expanduser().is_dir():
+        prior = str(Path(prior).expanduser().resolve())  # so that a run can be resumed from anywhere
+
+    def changed_guide(guide: Guide) -> Guide:
+        new = _in_system(rule, guide.rule) if rule else guide.rule
+        return replace(guide, rule=new, prior=Diffusers(prior) if prior else guide.prior)
+
+    def changed(stage: Stage) -> Stage:
+        own = stage.representation if representation is None else representation
+        fresh = REPRESENTATIONS[own] if isinstance(own, str) else own
+        # A system's own settings of the representation that is asked for are better than the general ones.
+        kept = stage.representation if isinstance(own, str) and type(fresh) is type(stage.representation) else fresh
+        changed = replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
+        if isinstance(kept, Canvas):  # which has one side, and nothing that the losses could look at
+            front = replace(stage.cameras, azimuth_degrees=(0.0, 0.0), elevation_degrees=(15.0, 15.0), group=1)
+            return replace(changed, cameras=front, losses=(), batch=1)
+        return changed
+
+    recipe = replace(recipe, stages=tuple(changed(stage) for stage in recipe.stages))
+    if steps is not None:
+        recipe = with_steps(recipe, steps)
+    return override(recipe, settings or {})
+
+
+def rules_by_name() -> dict[str, Rule]:
+    """The published rules by the names the command line takes: the constants of guidance/rules.py in lower case."""
+    return {name.lower(): value for name, value in vars(rules).items() if isinstance(value, Rule)}
+
+
+def keeping(recipe: Recipe, keep: str | None) -> Recipe:
+    """The recipe with what is to be kept locked. Raises InputError if a representation has no lock for it."""
+    if keep is None:
+        return recipe
+    if keep != "geometry":
+        raise InputError(f"--keep {keep}: what can be kept is geometry.")
+    kept = []
+    for stage in recipe.stages:
+        spec = stage.representation
+        if not isinstance(spec, MeshSurface):
+            raise InputError(
+                f"--keep geometry: the shape of a {type(spec).__name__} cannot be locked. Use --representation mesh, "
+                "or --from a mesh file without another representation."
+            )
+        kept.append(replace(stage, representation=replace(spec, keep_geometry=True)))
+    return replace(recipe, stages=tuple(kept))
+
+
+def editing(recipe: Recipe, source_prompt: str | None, made_for: str | None) -> Recipe:
+    """The recipe with its source prompts. Raises InputError if it edits nothing, or has no scene to edit."""
+    if source_prompt and not any(stage.edits for stage in recipe.stages):
+        raise InputError(
+            f"--source-prompt {source_prompt!r}: no rule of this recipe edits. Choose one that does, such as "
+            "--guidance dds."
+        )
+    if recipe.stages[0].edits and made_for is None:
+        raise InputError("this rule edits a scene that is there: give the folder of a run with --from.")
+    said = source_prompt or made_for or ""
+    if recipe.stages[0].edits and not said:
+        raise InputError("this rule edits, and a mesh file does not say what it shows: say it with --source-prompt.")
+    stages = (replace(s, source_prompt=s.source_prompt or said) if s.edits else s for s in recipe.stages)
+    return replace(recipe, stages=tuple(stages))
+
+
+def _in_system(rule: Rule, system: Rule) -> Rule:
+    """A rule with a system's range of levels, and with its guidance scale wherever it mixes predictions by one."""
+    rule = replace(rule, levels=rule.levels.within(system.levels))
+    if not isinstance(system.trust, Guided):
+        return rule
+    scale = system.trust.scale
+    found = {name: getattr(rule, name) for name in ("trust", "subtract", "noise")}
+    scaled: dict[str, Any] = {name: replace(piece, scale=scale) for name, piece in found.items() if piece.mixes}
+    return replace(rule, **scaled)
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    if steps < len(recipe.stages):
+        raise InputError(f"--steps {steps}: at least one for each of the {len(recipe.stages)} stages is needed")
+    share = [max(1, round(steps * stage.steps / recipe.steps)) for stage in recipe.stages]
+    share[share.index(max(share))] += steps - sum(share)
+    stages = tuple(replace(stage, steps=n) for stage, n in zip(recipe.stages, share, strict=True))
+    return replace(recipe, stages=stages)
