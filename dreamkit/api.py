@@ -1,4 +1,4 @@
-"""The verbs: generate, resume, export, render, evaluate. The command line calls these and nothing else.
+"""The verbs: generate, resume, export, convert, render, evaluate. The command line calls these and nothing else.
 
 result = dreamkit.generate("a red mug")
 result.mesh, result.scene, result.run.path
@@ -19,19 +19,22 @@ from dreamkit.cameras import ring
 from dreamkit.compose import compose, editing, keeping
 from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError, RunError
-from dreamkit.export import Exported, Picture, export_picture
+from dreamkit.export import Exported, Picture, export_picture, file_names
 from dreamkit.export import export as write_files
 from dreamkit.images import png
 from dreamkit.meshes import Mesh
 from dreamkit.priors import Prior
 from dreamkit.propeller import propelled
+from dreamkit.recipe import Export as ExportSettings
 from dreamkit.recipe import Recipe, override
 from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.representations.canvas import CanvasScene
+from dreamkit.representations.gaussians import holds_splats, in_file
 from dreamkit.representations.mesh import MeshSurface, from_file
 from dreamkit.representations.particles import ParticlesScene
 from dreamkit.representations.representation import Representation, Scene, Solid, Volume
 from dreamkit.run import Run
+from dreamkit.settings import replaced
 from dreamkit.state import Start, restore, stage_of
 from dreamkit.streams import Streams
 
@@ -79,8 +82,9 @@ def generate(
         system: a name that `dreamkit list systems` shows, or the path of a .py file; by default "toybox", or
             "dreamfusion" when another prior is asked for.
         guidance, representation, prior: replace the system's own; a prior is "toybox", a diffusers folder or a hub id.
-        start: a run folder whose scene this run begins with, or a mesh file. A run's representation stays unless
-            another one or a system is asked for; a file's is "mesh" unless another one is.
+        start: a run folder whose scene this run begins with, or a file of a mesh or of Gaussian splats. A run's
+            representation stays unless another one or a system is asked for; a file's is "mesh" or "gaussians" unless
+            another one is.
         keep: "geometry" changes the colours of a mesh only, and leaves its shape as it is, to the bit.
         source_prompt: for rules that edit, what that scene is; by default the prompt it was made for.
         steps: total number of steps; the stages keep their shares.
@@ -92,23 +96,30 @@ def generate(
     Raises InputError before anything is spent if something asked for cannot be; RunError if the run fails, and
     KeyboardInterrupt after Ctrl-C: then a checkpoint stands, and `resume` goes on.
     """
-    asked = representation or (None if start and _is_mesh_file(start) else system)
+    asked = representation or (None if start and is_file(start) else system)
     system = system or ("toybox" if prior in (None, "toybox") else "dreamfusion")
     chosen = devices.choose(device)
     begun = _started(start, chosen) if start else None
     own: str | Representation | None = representation
-    if begun and not asked:  # by its name, so that a system's own settings of a mesh hold for a mesh file
-        own = "mesh" if isinstance(begun[0].representation, MeshSurface) and not begun[1] else begun[0].representation
+    if begun and not asked:
+        own = begun[0].representation
+        if not begun[1]:  # by its name, so that a system's own settings of a mesh hold for a mesh file
+            own = "mesh" if isinstance(own, MeshSurface) else "gaussians"
     recipe = compose(system, guidance, own, prior, steps, settings or {})
     recipe = editing(keeping(recipe, keep), source_prompt, begun[1] if begun else None)
     note("prior")
     Run.check(out, prompt, recipe)  # cheap mistakes first; then what cannot work is said before a folder is made
     priors = load_priors(recipe, prompt, chosen)
-    rehearse(recipe, priors, prompt, chosen, begun[0] if begun else None)
+    first = None
+    if begun:  # converted once, for the rehearsal and the run
+        note("start")
+        stage = recipe.stages[0]
+        first = Start(begun[0].handed(stage, seed, chosen), stage.scenes)
+    rehearse(recipe, priors, prompt, chosen, first)
     with Run.create(out, prompt, system, seed, recipe, str(chosen)) as run:
         if start:
             run.update(start=str(Path(start).expanduser().resolve()))
-        return _finish(run, priors, chosen, watch, note, begun[0] if begun else None)
+        return _finish(run, priors, chosen, watch, note, first)
 
 
 def resume(
@@ -148,6 +159,35 @@ def export(
         finally:
             run.update(**before)
         return Result(run, scene, exported)
+
+
+def convert(
+    path: str | Path,
+    out: str | Path,
+    *,
+    settings: Mapping[str, str] | None = None,
+    device: str = "auto",
+    note: Note = lambda text: None,
+) -> Exported:
+    """A file of a mesh or of Gaussian splats, written as files of other kinds into the folder `out`.
+
+    Args:
+        settings: fields of `Export`, as `export` takes them: formats, face_budget, splats.
+
+    Raises InputError for a file that is neither, that is damaged or empty, or that would be written over; RunError for
+    splats without a surface. Then nothing is written.
+    """
+    spec, path, out = ExportSettings(), Path(path).expanduser(), Path(out).expanduser()
+    for key, text in (settings or {}).items():
+        spec = replaced(spec, key.split("."), text, f"{key}={text}")
+    chosen = devices.choose(device)
+    begun, _ = _started(path, chosen)
+    if not isinstance(begun.scene, Solid | Volume):
+        raise InputError(f"{path} holds nothing that can be written as {', '.join(spec.formats)}")
+    written = {out.resolve() / name for name in file_names(spec)}
+    if path.resolve() in written:
+        raise InputError(f"{path} would be written over: choose another folder with --out.")
+    return write_files(begun.scene, spec, out, {"source": path.name}, chosen, note)
 
 
 def render(path: str | Path, *, views: int = 8, size: int = 256, elevation: float = 15.0, device: str = "auto") -> Path:
@@ -195,9 +235,10 @@ def evaluate(
 
 
 def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
-    """The scene of a run, or of a mesh file, to start from, and what it is ("" for a file, which does not say)."""
-    if _is_mesh_file(path):
-        spec = from_file(path)
+    """The scene of a run or of a file, to start from, and what it is ("" for a file, which does not say)."""
+    if is_file(path):
+        full = Path(path).expanduser()
+        spec: Representation = in_file(full) if holds_splats(full) else from_file(full)
         return Start(spec.build(device, Streams(0, -1)), spec), ""
     run = Run.open(path)
     scene, step = _scene(run, device)
@@ -206,7 +247,8 @@ def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
     return Start(first, stage.representation), run.prompt
 
 
-def _is_mesh_file(path: str | Path) -> bool:
+def is_file(path: str | Path) -> bool:
+    """Whether this is the name of a file of a mesh or of Gaussians, not of a run's folder."""
     return Path(path).suffix.lower() in READ and not Path(path).is_dir()
 
 

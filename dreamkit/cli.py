@@ -41,6 +41,9 @@ def generate(given: argparse.Namespace) -> None:
             guidance=given.guidance,
             representation=given.representation,
             prior=given.prior,
+            start=given.start,
+            keep=given.keep,
+            source_prompt=given.source_prompt,
             seed=given.seed,
             steps=given.steps,
             out=given.out,
@@ -66,9 +69,24 @@ def export(given: argparse.Namespace) -> None:
     settings = _settings(given.set)
     if given.formats:
         settings["formats"] = f"({', '.join(repr(name.strip()) for name in given.formats.split(','))},)"
+    if api.is_file(given.run):
+        _convert(given, settings)
+        return
+    if given.out is not None:
+        raise InputError(f"--out is for files; those of a run go into its folder, {given.run}")
     with _Progress() as progress:
         result = api.export(given.run, settings=settings, device=given.device, note=progress.note)
     _report(result)
+
+
+def _convert(given: argparse.Namespace, settings: dict[str, str]) -> None:
+    from dreamkit import api
+
+    if given.out is None:
+        raise InputError(f"say where the files made of {given.run} go: --out FOLDER")
+    with _Progress() as progress:
+        exported = api.convert(given.run, given.out, settings=settings, device=given.device, note=progress.note)
+    print(f"{', '.join(str(file) for file in exported.files)}  {exported}")
 
 
 def render(given: argparse.Namespace) -> None:
@@ -76,6 +94,27 @@ def render(given: argparse.Namespace) -> None:
 
     folder = api.render(given.run, views=given.views, size=given.size, elevation=given.elevation, device=given.device)
     print(f"{given.views} views in {folder}")
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    from dreamkit import api
+    from dreamkit import evaluate as evaluation
+
+    with _Progress() as progress:
+        report, file = api.evaluate(given.run, clip=given.clip, out=given.out, device=given.device, note=progress.note)
+    for line in evaluation.lines(report):
+        print(line)
+    print(f"{file}, {file.with_suffix('.html')}")
+
+
+def toybox(given: argparse.Namespace) -> None:
+    from dreamkit.toybox import gallery
+
+    if given.what == "show":
+        print(gallery.write(given.out))
+    else:
+        for name, text in gallery.words().items():
+            print(f"{name:10} {text}")
 
 
 def doctor(given: argparse.Namespace) -> None:
@@ -193,6 +232,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--representation", help="a representation in the place of the system's, such as nerf")
     sub.add_argument("--prior", help="toybox, a diffusers pipeline folder, or a hub id")
+    sub.add_argument(
+        "--from", dest="start", type=Path, metavar="RUN|FILE", help="begin with the scene of a run, a mesh, or splats"
+    )
+    sub.add_argument("--keep", choices=("geometry",), help="leave the shape of a mesh as it is")
+    sub.add_argument("--source-prompt", help="for rules that edit: what that scene is (default: its own prompt)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--steps", type=int, help="total steps (default: the system's)")
     sub.add_argument("--out", type=Path, help="the run folder (default: outputs/<prompt>/<time>-<system>-<seed>)")
@@ -201,9 +245,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("resume", resume, "go on with an interrupted run")
     sub.add_argument("run", type=Path, help="a run folder")
     sub.add_argument("--device", help="auto, cpu, cuda (default: the one the run was begun on)")
-    sub = command("export", export, "write a run's files again from its last checkpoint")
-    sub.add_argument("run", type=Path, help="a run folder")
-    sub.add_argument("--formats", help="some of glb,obj,ply")
+    sub = command("export", export, "write a run's files again from its last checkpoint, or a file as other files")
+    sub.add_argument("run", type=Path, metavar="RUN|FILE", help="a run folder, or a file of a mesh or of splats")
+    sub.add_argument("--formats", help="some of glb,obj,ply,stl,usdz,splat-ply,splat-glb")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="where files made of a file go")
     _add_device(sub)
     _add_set(sub, "any field of Export, such as face_budget=5000")
     sub = command("render", render, "pictures of a run's scene from all round")
@@ -212,6 +257,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, default=256, help="pixels along each side")
     sub.add_argument("--elevation", type=float, default=15.0, help="degrees above the horizon")
     _add_device(sub)
+    sub = command("eval", evaluate, "numbers for finished runs: as a table, as JSON, as a page")
+    sub.add_argument("run", type=Path, nargs="+", help="run folders")
+    sub.add_argument("--out", type=Path, help="the JSON file (default: eval.json in the run; for several, in outputs/)")
+    sub.add_argument("--clip", type=Path, metavar="MODEL_FOLDER", help="also CLIP score and R-precision by this model")
+    _add_device(sub)
+    sub = command("toybox", toybox, "the world that the prior which ships was trained on")
+    sub.add_argument("what", nargs="?", choices=("words", "show"), default="words", help="words, or a page of samples")
+    sub.add_argument("--out", type=Path, default=Path("outputs/toybox.html"), help="the page (default: %(default)s)")
     command("doctor", doctor, "what is installed, and what will be used")
     sub = command("list", show, "what there is to choose from")
     kinds = ("systems", "guidance", "priors", "representations")

@@ -1,9 +1,9 @@
 """Export: a scene becomes files, and the files are checked against the scene.
 
-Sample the density on a grid; choose the level whose silhouettes match the scene's own pictures; cut, clean, decimate;
-unwrap, bake; write. A scene that is a surface itself gives that one, and keeps the texture it has. Then the first file
-is read back, rendered from the cameras the scene was rendered from, and compared with it: what is reported is true of
-the file, not of something in memory.
+Find the surface (`representations/surface.py`), clean, decimate; unwrap, bake; write. A scene that is a surface itself
+gives that one, and keeps the texture it has. Gaussian splats are written where they are asked for: a scene's own, or
+some on the surface of another. Then the first file of each kind is read back, rendered from the cameras the scene was
+rendered from, and compared with it: what is reported is true of the file, not of something in memory.
 
 A canvas, which has no surface, is written as a picture.
 """
@@ -19,25 +19,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamkit.assets.bake import bake
-from dreamkit.assets.clean import clean
 from dreamkit.assets.compare import Comparison, compare
-from dreamkit.assets.extract import density_grid, density_surface, match_level
 from dreamkit.assets.files import read, write
+from dreamkit.assets.splats import Splats, moved, read_splats, write_splats
 from dreamkit.assets.unwrap import unwrap
-from dreamkit.cameras import Cameras, orbit
+from dreamkit.cameras import Cameras
 from dreamkit.disk import write_whole
-from dreamkit.images import png
+from dreamkit.images import Images, png
 from dreamkit.meshes import Mesh
 from dreamkit.recipe import Export
 from dreamkit.render.mesh import render_mesh
 from dreamkit.representations.canvas import CanvasScene
+from dreamkit.representations.gaussians import Gaussians, GaussiansScene, as_they_are
 from dreamkit.representations.mesh import MeshScene
 from dreamkit.representations.representation import Solid, Volume
+from dreamkit.representations.surface import baked, check_cameras, surface_of
+from dreamkit.streams import Streams
 
 BACKGROUND = (1.0, 1.0, 1.0)
-SMALLEST_PART = 0.02
-"""Components below this share of the largest one's area are floaters."""
+SPLAT = "splat-"
+"""What the names of formats for Gaussians begin with."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,21 @@ class Exported:
 
     files: tuple[Path, ...]
     mesh: Mesh
-    """As read back from the first file, in the scene's place and size."""
+    """As read back from the first file of one, in the scene's place and size; as it would be written if none was."""
     level: float | None
     """Density of the surface, per world unit; None for a scene that is a surface itself."""
     faces: int
     unwrapped: str
     """How the texture coordinates were made."""
     agreement: Comparison
-    """The scene's pictures against those of the file."""
+    """The scene's pictures against those of this mesh."""
+    splats: Comparison | None = None
+    """The scene's pictures against those of the Gaussians, as read back from their first file, if there is one."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.faces} faces; against the scene: {self.agreement}"
+        drawn = f"; as splats: {self.splats}" if self.splats else ""
+        return f"{self.faces} faces; against the scene: {self.agreement}{drawn}"
 
     def facts(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -68,6 +72,7 @@ class Exported:
             "unwrapped": self.unwrapped,
             "psnr": round(self.agreement.psnr, 2),
             "silhouette_iou": round(self.agreement.iou, 4),
+            "splats": self.splats and {"psnr": round(self.splats.psnr, 2), "silhouette_iou": round(self.splats.iou, 4)},
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
 
@@ -115,7 +120,7 @@ def export(
     device: torch.device | str = "cpu",
     note: Callable[[str], None] = lambda text: None,
 ) -> Exported:
-    """Write the scene as `mesh.<format>` for every format of the specification, and compare.
+    """Write the scene as `mesh.<format>` and `points.<format>` (the formats splat-<format>), and compare.
 
     Args:
         provenance: kept in the files: prompt, system, seed, versions.
@@ -125,50 +130,74 @@ def export(
     """
     clock = _Clock(note)
     cameras = check_cameras()
-    level = None
     with clock("surface"), torch.no_grad():
         images = scene.render(cameras, shading="albedo", background=BACKGROUND)
-        if isinstance(scene, Solid):
-            mesh = scene.mesh()
-        else:
-            grid = density_grid(scene.density, spec.grid_resolution, device)
-            level = match_level(grid, images.alpha, cameras).density
-            mesh = density_surface(grid, level)
-    textured, note_on_uv = mesh, "as the scene has it"
+        mesh, level = surface_of(scene, spec.face_budget, spec.grid_resolution, images)
+    note_on_uv = "as the scene has it"
     if mesh.texture is None:
-        textured, note_on_uv = _textured(scene, mesh, spec, device, clock)
-    # A mesh that came from a file goes back to its place and size.
-    placed = scene.to_source(textured) if isinstance(scene, MeshScene) else textured
+        with clock("unwrap"):
+            unwrapped = unwrap(mesh, spec.texture_size, spec.unwrap_seconds)
+        with clock("bake"):
+            mesh, note_on_uv = baked(scene, unwrapped.mesh, spec.texture_size, device), unwrapped.note
+    splats = None
+    if any(name.startswith("points") for name in file_names(spec)):
+        with clock("splats"):
+            splats = _splats(scene, spec, device)
     with clock("write"):
-        files = []
-        for suffix in spec.formats:
-            files += write(placed, folder / f"mesh.{suffix}", provenance)
+        files = _written(scene, mesh, splats, spec, folder, provenance)
     with clock("compare"):
-        back = read(files[0])
-        back = scene.to_scene(back) if isinstance(scene, MeshScene) else back
+        meshes = [file for file in files if file.stem == "mesh"]
+        back = read(meshes[0]) if meshes else mesh
+        back = scene.to_scene(back) if meshes and isinstance(scene, MeshScene) else back
         agreement = compare(images, render_mesh(back, cameras, background=BACKGROUND))
-    return Exported(tuple(files), back, level, len(back.faces), note_on_uv, agreement, clock.seconds)
+        points = [file for file in files if file.stem == "points"]
+        drawn = compare(images, _drawn(scene, points[0], cameras, device)) if points else None
+    return Exported(tuple(files), back, level, len(back.faces), note_on_uv, agreement, drawn, clock.seconds)
 
 
-def _textured(
-    scene: Volume | Solid, raw: Mesh, spec: Export, device: torch.device | str, clock: "_Clock"
-) -> tuple[Mesh, str]:
-    """The surface, cleaned, decimated, unwrapped and baked; and how it was unwrapped."""
-    with clock("clean"):
-        mesh = clean(raw, spec.face_budget, keep=SMALLEST_PART)
-    with clock("unwrap"):
-        unwrapped = unwrap(mesh, spec.texture_size, spec.unwrap_seconds)
-    with clock("bake"):
-        # The colour of a volume lies under its surface.
-        density = scene.density if isinstance(scene, Volume) else None
-        textured = bake(unwrapped.mesh, scene.colour, spec.texture_size, density=density, device=device)
-    return textured, unwrapped.note
+def file_names(spec: Export) -> list[str]:
+    """The names of the files that an export writes, meshes first; an OBJ's own come beside it."""
+    meshes = [f"mesh.{name}" for name in spec.formats if not name.startswith(SPLAT)]
+    return meshes + [f"points.{name.removeprefix(SPLAT)}" for name in spec.formats if name.startswith(SPLAT)]
 
 
-def check_cameras() -> Cameras:
-    """Twelve views that see an object from all round: eight at eye level, four from above."""
-    azimuth = [45.0 * i for i in range(8)] + [45.0 + 90.0 * i for i in range(4)]
-    return orbit(azimuth, [15.0] * 8 + [50.0] * 4, size=128)
+def _splats(scene: Volume | Solid, spec: Export, device: torch.device | str) -> Splats:
+    """The scene's own Gaussians, or some that are put on its surface."""
+    if not isinstance(scene, GaussiansScene):
+        scene = Gaussians(count=spec.splats).from_scene(scene, device, Streams(0, -1))
+    return scene.splats()
+
+
+def _written(
+    scene: Volume | Solid,
+    mesh: Mesh,
+    splats: Splats | None,
+    spec: Export,
+    folder: Path,
+    provenance: dict[str, Any],
+) -> list[Path]:
+    """The files written, those of meshes first. What came from a file goes back to its place and size."""
+    if isinstance(scene, MeshScene):
+        mesh, where = scene.to_source(mesh), scene.placement
+        splats = splats and moved(splats, where.scale, np.array(where.centre))
+    files = []
+    for name in file_names(spec):
+        if splats is not None and name.startswith("points"):
+            files += write_splats(splats, folder / name, provenance)
+        else:
+            files += write(mesh, folder / name, provenance)
+    return files
+
+
+def _drawn(scene: Volume | Solid, file: Path, cameras: Cameras, device: torch.device | str) -> Images:
+    """The pictures of a file of Gaussians, brought back into the scene."""
+    held = read_splats(file)
+    if isinstance(scene, MeshScene):
+        where = scene.placement
+        held = moved(held, 1 / where.scale, -np.array(where.centre) / where.scale)
+    own = scene.spec.antialiased if isinstance(scene, GaussiansScene) else False
+    with torch.no_grad():
+        return as_they_are(held, device, own).render(cameras, background=BACKGROUND)
 
 
 class _Clock:

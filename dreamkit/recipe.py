@@ -28,7 +28,8 @@ from dreamkit.representations.representation import Representation
 from dreamkit.schedule import Number, resolve
 
 SEES = ("rgb", "normal", "depth", "rgb_depth", "latent")
-FORMATS = ("glb", "obj", "ply", "stl", "usdz")
+FORMATS = ("glb", "obj", "ply", "stl", "usdz", "splat-ply", "splat-glb")
+"""What a scene can be written as: a mesh, and Gaussian splats (3DGS's PLY, glTF's KHR_gaussian_splatting)."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class Export:
     face_budget: int = 20_000
     texture_size: int = 1024
     """Texels along each side."""
+    splats: int = 10_000
+    """Gaussians that are put on the surface of a scene that is not made of them."""
     unwrap_seconds: float = 60.0
     """How long the UV unwrap may take before the simple one is used."""
     turntable_seconds: float = 3.0
@@ -139,6 +142,7 @@ class Export:
         _check_at_least("Export.grid_resolution", self.grid_resolution, 8)
         _check_at_least("Export.face_budget", self.face_budget, 4)
         _check_at_least("Export.texture_size", self.texture_size, 8)
+        _check_at_least("Export.splats", self.splats, 1)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamkit.errors import InputError
+from dreamkit.errors import InputError, RunError
 from dreamkit.guidance.rule import Part
 from dreamkit.priors.prior import Prior
 from dreamkit.recipe import Recipe, Stage
 from dreamkit.representations.particles import Particles, ParticlesScene, alike
-from dreamkit.representations.representation import Group, Representation, Scene, Startable
+from dreamkit.representations.representation import Group, Representation, Scene, Startable, continued
 from dreamkit.run import Run, flatten, unflatten
 from dreamkit.streams import Streams
 
@@ -52,7 +52,7 @@ class Start:
         """The scene as one of the stage's representation. Raises InputError if it cannot be."""
         try:
             return handed_over(self.scene, self.representation, stage.scenes, seed, device)
-        except ValueError as error:
+        except (ValueError, RunError) as error:
             raise InputError(f"the run cannot start from that scene: {error}") from error
 
 
@@ -128,17 +128,16 @@ def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pr
 
 
 def handed_over(scene: Scene, before: Representation, spec: Representation, seed: int, device: torch.device) -> Scene:
-    """The scene as one of `spec`: with the same contents if it is of that kind already, else converted to it.
+    """The scene as one of `spec`: with the same contents if it is of that kind already and they fit, else converted.
 
-    Raises ValueError for contents that do not fit, InputError for a kind that cannot start from another scene.
+    Raises ValueError for contents that do not fit and cannot be converted, RunError for an empty scene, InputError for
+    a kind that cannot start from another.
     """
     streams = Streams(seed, -1)
     if isinstance(scene, ParticlesScene) and isinstance(before, Particles) and not isinstance(spec, Particles):
         scene, before = scene.scenes[0], before.base
     if alike(spec, before):
-        new = spec.build(device, streams)
-        new.load(scene.state())
-        return new
+        return continued(spec, scene, device, streams)
     return startable(spec, before).from_scene(scene, device, streams)
 
 

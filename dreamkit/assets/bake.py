@@ -13,6 +13,10 @@ Field = Callable[[Tensor], Tensor]
 """Positions [N, 3] in world units -> values: colours [N, 3] in [0, 1], or densities [N]."""
 
 
+READ = 2**0.5
+"""Texels: how far from a point are the centres of those that a bilinear lookup there mixes, at most."""
+
+
 @torch.no_grad()
 def bake(
     mesh: Mesh,
@@ -26,8 +30,9 @@ def bake(
 ) -> Mesh:
     """The mesh with a texture of size x size texels that holds the field's colour on the surface.
 
-    Each texel whose centre lies in a face takes the colour at its point of the surface; all others take that of the
-    nearest filled one, so that neither bilinear lookup nor any mip level meets an unfilled texel. With `density`, the
+    Each texel whose centre lies in a face, or so near that a bilinear lookup in the face reads it, takes the colour at
+    the nearest point of the nearest face; all others take that of the nearest filled one, so that no mip level meets an
+    unfilled texel. With `density`, the
     point is first moved to where a camera in front of the surface would see the light come from (`seen_depth`): the
     colour of a volume lies under its level surface, not on it.
 
@@ -101,19 +106,24 @@ def seen_depth(
     return np.where(total > 0.01, (weight * depths).sum(1) / np.maximum(total, 0.01), 0).astype(np.float32)
 
 
-def texels(mesh: Mesh, size: int, at_once: int = 1 << 21) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The texels whose centres lie in faces, in batches: texel numbers [T] (row * size + column, row 0 on top), the
-    face [T] each lies in, and the barycentric weights [T, 3] of its corners.
+def texels(
+    mesh: Mesh, size: int, at_once: int = 1 << 20, reach: float = READ
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The texels of faces, in batches: texel numbers [T] (row * size + column, row 0 on top), the face [T] each belongs
+    to, and the barycentric weights [T, 3] of the point of the face that is nearest to its centre.
 
-    A centre on an edge belongs to both faces, and comes twice; faces without area in the texture have none.
+    A texel belongs to the nearest face, in the texture, if that is at most `reach` texels away (0: its centre lies in
+    the face). One that comes again in a later batch belongs to what is said there. Faces without area in the texture
+    have none.
     """
     assert mesh.uv is not None
+    nearest = np.full(size * size, np.inf)
     # Texture space in texels, y downwards; the centre of texel (row, column) is (column + 0.5, row + 0.5).
     uv = mesh.uv.astype(np.float64)
     place = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=-1) * size
     corners = place[mesh.faces]  # [F, 3, 2]
-    first = np.clip(np.ceil(corners.min(1) - 0.5), 0, size - 1).astype(np.int64)
-    last = np.clip(np.floor(corners.max(1) - 0.5), -1, size - 1).astype(np.int64)
+    first = np.clip(np.ceil(corners.min(1) - reach - 0.5), 0, size - 1).astype(np.int64)
+    last = np.clip(np.floor(corners.max(1) + reach - 0.5), -1, size - 1).astype(np.int64)
     extent = np.maximum(last - first + 1, 0)
     boxes = extent.prod(1)
     batch = np.cumsum(boxes) // at_once
@@ -123,9 +133,36 @@ def texels(mesh: Mesh, size: int, at_once: int = 1 << 21) -> Iterator[tuple[np.n
         inside_box = np.arange(len(face)) - np.repeat(np.cumsum(boxes[faces]) - boxes[faces], boxes[faces])
         column = first[face, 0] + inside_box % extent[face, 0]
         row = first[face, 1] + inside_box // extent[face, 0]
-        weight = _barycentric(corners[face], np.stack([column, row], axis=-1) + 0.5)
-        good = (weight >= -1e-9).all(1)  # NaN (no area) is not
-        yield (row * size + column)[good], face[good], weight[good]
+        weight, away = _nearest_point(corners, face, np.stack([column, row], axis=-1) + 0.5)
+        texel = row * size + column
+        good = np.flatnonzero((away <= reach) & (away < nearest[texel]))  # NaN (no area) is not
+        order = good[np.lexsort((face[good], away[good], texel[good]))]
+        best = order[np.diff(texel[order], prepend=-1) > 0]
+        nearest[texel[best]] = away[best]
+        yield texel[best], face[best], weight[best]
+
+
+def _nearest_point(corners: np.ndarray, face: np.ndarray, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For points [T, 2], the barycentric weights [T, 3] of the nearest points of faces [T] with corners [F, 3, 2], and
+    how far away [T] they are; NaN for faces without area."""
+    weight = _barycentric(corners[face], point)
+    inside = (weight >= -1e-9).all(1)
+    away = np.where(np.isnan(weight[:, 0]), np.nan, 0.0)
+    outside = np.flatnonzero(~inside & ~np.isnan(away))
+    best = np.full(len(outside), np.inf)
+    for i in range(3):
+        j = (i + 1) % 3
+        a, b = corners[face[outside], i], corners[face[outside], j]
+        edge, to = b - a, point[outside] - a
+        share = ((edge * to).sum(1) / np.maximum((edge * edge).sum(1), 1e-30)).clip(0, 1)
+        distance = np.linalg.norm(to - share[:, None] * edge, axis=1)
+        nearer = distance < best
+        best = np.minimum(best, distance)
+        rows = outside[nearer]
+        weight[rows] = 0
+        weight[rows, i], weight[rows, j] = 1 - share[nearer], share[nearer]
+    away[outside] = best
+    return weight, away
 
 
 def _barycentric(corners: np.ndarray, point: np.ndarray) -> np.ndarray:

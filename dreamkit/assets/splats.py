@@ -296,15 +296,19 @@ def _moved(splats: Splats, matrix: np.ndarray) -> Splats:
     scale = float(np.cbrt(np.linalg.det(inner)))
     if not scale > 0 or not np.allclose(inner @ inner.T, scale**2 * np.eye(3), atol=1e-5 * scale**2):
         raise InputError("a node stretches or mirrors its splats; only moving, turning and even scaling is read")
-    splats = turned(splats, inner / scale)
+    return moved(turned(splats, inner / scale), scale, from_gltf_frame(matrix[None, :3, 3])[0])
+
+
+# ---- Moving and turning
+
+
+def moved(splats: Splats, scale: float, offset: np.ndarray) -> Splats:
+    """The splats made `scale` times as large about the origin, and moved by `offset` [3]; untouched if that is 1 and
+    0."""
     if abs(scale - 1) > 1e-6:
         logs = (splats.log_scales + np.log(scale)).astype(np.float32)
         splats = replace(splats, means=(splats.means * scale).astype(np.float32), log_scales=logs)
-    offset = from_gltf_frame(matrix[None, :3, 3])
-    return replace(splats, means=(splats.means + offset).astype(np.float32)) if offset.any() else splats
-
-
-# ---- Turning
+    return replace(splats, means=(splats.means + offset).astype(np.float32)) if np.any(offset) else splats
 
 
 def turned(splats: Splats, rotation: np.ndarray) -> Splats:

@@ -19,13 +19,12 @@ from dreamkit.assets.files import read
 from dreamkit.cameras import Cameras
 from dreamkit.errors import InputError, RunError
 from dreamkit.images import Images
-from dreamkit.kernels.query import surface as mesh_queries
 from dreamkit.kernels.tets import Surface, TetGrid, marching_tetrahedra, subdivide, tet_grid
 from dreamkit.meshes import Mesh
 from dreamkit.render.surface import Fragments, render_surface
 from dreamkit.render.volume import Light, lit
+from dreamkit.representations.distil import learn_colours
 from dreamkit.representations.hashgrid import HashGridScene
-from dreamkit.representations.mesh import surface_of
 from dreamkit.representations.network import HashNetwork, Network
 from dreamkit.representations.representation import (
     Backdrop,
@@ -36,7 +35,10 @@ from dreamkit.representations.representation import (
     RandomColour,
     Scene,
     Shading,
+    Solid,
+    Volume,
 )
+from dreamkit.representations.surface import signed_distance, surface_of
 from dreamkit.schedule import Geometric, Number, fixed, resolve
 from dreamkit.streams import Streams
 
@@ -133,9 +135,11 @@ class DMTet:
         return DMTetScene(self, streams, grid, self.start.distance(grid.vertices), grid.vertices)
 
     def from_scene(self, scene: Scene, device: torch.device | str, streams: Streams) -> "DMTetScene":
-        """A scene in the shape of another one, and of its colour where the networks are alike.
+        """A scene in the shape and colour of another one.
 
         Of a surface, its signed distance; of a volume, that of the density level whose silhouettes its pictures show.
+        Its colour network goes on as it is if this one is alike, else this one is fitted to the colours seen on the
+        surface (`distil.learn_colours`, about three seconds on one core).
         Raises RunError if there is nothing, InputError for a scene that is neither.
         """
         same = (self.resolution, self.radius)
@@ -145,9 +149,13 @@ class DMTet:
         else:
             grid = _first_grid(self, torch.device(device))
             position = grid.vertices
-            sdf = signed_distance(surface_of(scene, FACES, 2 * self.resolution), position)
+            mesh, _ = surface_of(scene, FACES, 2 * self.resolution)
+            sdf = signed_distance(mesh, position)
         new = DMTetScene(self, streams, grid, sdf, position)
-        new.take_colour(scene)
+        albedo = new.albedo
+        if not new.take_colour(scene) and albedo is not None and isinstance(scene, Solid | Volume):
+            tensors = [albedo.table, albedo.hidden, albedo.output]
+            learn_colours(lambda p: torch.sigmoid(albedo(p)), tensors, new.mesh(), scene, device, streams)
         return new
 
 
@@ -329,21 +337,24 @@ class DMTetScene:
         self.wanted, self.shown = self.cuts, None
 
     @torch.no_grad()
-    def take_colour(self, scene: Scene) -> None:
-        """Go on with the colour network of another scene, and its background, if they are of the same kind."""
+    def take_colour(self, scene: Scene) -> bool:
+        """Go on with the colour network of another scene, and its background, if they are of the same kind.
+
+        Returns whether the networks are.
+        """
         if isinstance(scene, HashGridScene):
             found, learned = (scene.table, scene.hidden, scene.output[1:]), scene.backdrop
         elif isinstance(scene, DMTetScene) and scene.albedo is not None:
             found, learned = (scene.albedo.table, scene.albedo.hidden, scene.albedo.output), scene.backdrop.learned
         else:
-            return
-        if self.albedo is not None:
-            mine = (self.albedo.table, self.albedo.hidden, self.albedo.output)
-            if all(a.shape == b.shape for a, b in zip(mine, found, strict=True)):
-                for a, b in zip(mine, found, strict=True):
-                    a.copy_(b)
+            return False
         if self.backdrop.learned is not None and learned is not None:
             self.backdrop.learned.copy_(learned)
+        mine = () if self.albedo is None else (self.albedo.table, self.albedo.hidden, self.albedo.output)
+        alike = [a.shape for a in mine] == [b.shape for b in found]
+        for a, b in zip(mine, found if alike else mine, strict=True):
+            a.copy_(b)
+        return alike
 
     def _now(self, now: DMTet | None) -> DMTet:
         return resolve(self.spec, 1.0) if now is None else now
@@ -379,14 +390,6 @@ class DMTetScene:
             self.grid = _first_grid(self.spec, self.grid.vertices.device)
         while len(self.grid.vertices) < count:
             self.grid = subdivide(self.grid)
-
-
-def signed_distance(mesh: Mesh, points: Tensor) -> Tensor:
-    """The distance [N] of points [N, 3] from a closed mesh, negative inside. Not differentiable."""
-    device = points.device
-    tree = mesh_queries(torch.as_tensor(mesh.vertices, device=device), torch.as_tensor(mesh.faces, device=device))
-    distance = tree.closest(points.float()).distance
-    return torch.where(tree.inside(points.float()), -distance, distance).to(points)
 
 
 def _first_grid(spec: DMTet, device: torch.device) -> TetGrid:

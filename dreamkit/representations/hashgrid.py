@@ -19,6 +19,7 @@ from dreamkit.images import Images
 from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
 from dreamkit.kernels.march import cell_points, update_occupancy
 from dreamkit.render.volume import render_volume
+from dreamkit.representations.distil import learn
 from dreamkit.representations.representation import (
     Background,
     Colour,
@@ -26,6 +27,7 @@ from dreamkit.representations.representation import (
     LearnedColour,
     LightName,
     RandomColour,
+    Scene,
     Shading,
 )
 from dreamkit.schedule import Number, fixed, resolve
@@ -39,6 +41,10 @@ FOR_64_PIXELS = HashGridShape(levels=8, features=2, log2_entries=15, coarsest=8,
 
 NOTHING = -50.0
 """Added to the density before its activation where nothing may be: softplus makes it less than 1e-21."""
+
+SOLID, RIM = 60.0, 0.03
+"""Densities before their activation go from -SOLID to SOLID, within RIM world units to either side of a surface that
+a scene begins from."""
 
 POINTS_AT_ONCE = 2**17
 RAYS_AT_ONCE = 2**15
@@ -97,6 +103,16 @@ class HashGrid:
     def build(self, device: torch.device | str, streams: Streams) -> "HashGridScene":
         """A fresh scene: a ball of grey fog. Streams "init/table", "init/hidden" and "init/output"."""
         return HashGridScene(self, torch.device(device), streams)
+
+    def from_scene(self, scene: Scene, device: torch.device | str, streams: Streams) -> "HashGridScene":
+        """A scene that looks like another one, with a surface or a density, taught by it (`distil.learn`).
+
+        About ten seconds on one core, whatever the scene. Raises RunError if there is nothing, InputError for a scene
+        that is neither.
+        """
+        new = self.build(device, streams)
+        learn(new, scene, device, streams)
+        return new
 
 
 class HashGridScene:
@@ -208,6 +224,18 @@ class HashGridScene:
     def colour(self, points: Tensor) -> Tensor:
         """[N, 3] world points -> [N, 3] unlit colour in [0, 1], without gradient."""
         return self._in_chunks(lambda part: self._field(part)[1], points)
+
+    def misfit(self, points: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """See `distil.Student`."""
+        out = F.linear(self._hidden(points), self.output)
+        want, unit = self._beginning(distance)
+        error = (out[:, 0] + self._blob(points) - want) / unit
+        inside = points.norm(dim=-1) < self.spec.radius
+        return 4 * torch.where(inside, error, 0.0).square().mean(), torch.sigmoid(out[:, 1:])
+
+    def _beginning(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's first output, with the blob, that a surface at these signed distances wants; and its unit."""
+        return (-SOLID / RIM * distance).clamp(-SOLID, SOLID), torch.full_like(distance, SOLID)
 
     def _now(self, now: HashGrid | None) -> HashGrid:
         return resolve(self.spec, 1.0) if now is None else now

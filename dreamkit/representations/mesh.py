@@ -18,12 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamkit.assets.bake import bake, weld
-from dreamkit.assets.clean import clean
-from dreamkit.assets.extract import density_grid, density_surface, match_level
+from dreamkit.assets.bake import weld
 from dreamkit.assets.files import read
 from dreamkit.assets.prepare import Placement, cube_sphere, place, with_texture_coordinates
-from dreamkit.cameras import Cameras, ring
+from dreamkit.cameras import Cameras
 from dreamkit.errors import InputError
 from dreamkit.images import Images
 from dreamkit.kernels.query import surface as mesh_queries
@@ -33,6 +31,7 @@ from dreamkit.render.lighting import Environment, LightMaps, display, prefilter,
 from dreamkit.render.mesh import colour_at
 from dreamkit.render.surface import Fragments, render_surface
 from dreamkit.render.volume import Light, lit
+from dreamkit.representations.distil import learn_colours
 from dreamkit.representations.network import Network
 from dreamkit.representations.paint import (
     LatentPaint,
@@ -57,14 +56,13 @@ from dreamkit.representations.representation import (
     Solid,
     Volume,
 )
+from dreamkit.representations.surface import baked, surface_of
 from dreamkit.schedule import Number, fixed, resolve
 from dreamkit.streams import Streams
 from dreamkit.triangles import directions, unique_edges
 
 SHAPE = ("vertices", "faces", "uv", "placement")
 """What a state says of the base mesh; all else follows from it."""
-PARTS = 0.02
-"""Of a volume's surface, components below this share of the largest one's area are left out."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +124,15 @@ class MeshSurface:
 
         Raises RunError if there is nothing, InputError for a scene that is neither.
         """
-        mesh = surface_of(scene, self.face_budget, self.grid_resolution)
-        size = self.texture_size if isinstance(self.paint, Network) else self.paint.size
-        if mesh.texture is None and isinstance(scene, Solid | Volume):
-            density = scene.density if isinstance(scene, Volume) else None
+        mesh, _ = surface_of(scene, self.face_budget, self.grid_resolution)
+        assert isinstance(scene, Solid | Volume)
+        if mesh.texture is None:
+            size = self.texture_size if isinstance(self.paint, Network) else self.paint.size
             mapped, _ = with_texture_coordinates(mesh, size)
-            mesh = bake(mapped, scene.colour, size, density=density, device=torch.device(device))
-        return MeshScene(self, torch.device(device), streams, lambda: (mesh, Placement()))
+            mesh = baked(scene, mapped, size, device)
+        new = MeshScene(self, torch.device(device), streams, lambda: (mesh, Placement()))
+        new.learn_paint(scene, streams)
+        return new
 
     def _begin(self) -> tuple[Mesh, Placement]:
         """The mesh to begin with, as its source has it, and how it is brought into the scene."""
@@ -147,22 +147,6 @@ def from_file(path: str | Path) -> MeshSurface:
     spec = MeshSurface(source=str(Path(path).expanduser().resolve()))
     spec._begin()
     return spec
-
-
-def surface_of(scene: Scene, faces: int, resolution: int) -> Mesh:
-    """The surface of a scene that is one, or that has a density: where its silhouettes agree with its pictures.
-
-    Raises RunError if there is none, InputError for a scene that has neither.
-    """
-    if isinstance(scene, Solid):
-        return scene.mesh()
-    if not isinstance(scene, Volume):
-        raise InputError(f"a mesh cannot begin from a {type(scene).__name__}: it has neither a surface nor a density")
-    cameras = ring(8, size=128)
-    with torch.no_grad():
-        alpha = scene.render(cameras).alpha
-    grid = density_grid(scene.density, resolution, alpha.device)
-    return clean(density_surface(grid, match_level(grid, alpha, cameras).density), faces, keep=PARTS)
 
 
 @dataclass(frozen=True)
@@ -378,9 +362,14 @@ class MeshScene:
         moved = (self.vertices() - shape.base)[shape.number].double() * shape.placement[3]
         return replace(mesh, vertices=(shape.vertices.double() + moved).float().cpu().numpy())
 
+    @property
+    def placement(self) -> Placement:
+        """Where the scene stands in its source."""
+        return _placement(self._parts[0].placement)
+
     def to_scene(self, mesh: Mesh) -> Mesh:
         """A mesh in the units and at the place of the source, brought into the scene."""
-        return replace(mesh, vertices=_placement(self._parts[0].placement).to_scene(mesh.vertices))
+        return replace(mesh, vertices=self.placement.to_scene(mesh.vertices))
 
     @torch.no_grad()
     def colour(self, points: Tensor) -> Tensor:
@@ -391,6 +380,13 @@ class MeshScene:
         mesh = self.mesh()
         tree = mesh_queries(*(torch.as_tensor(x, device=self.device) for x in (mesh.vertices, mesh.faces)))
         return colour_at(mesh, tree.closest(points.float()))
+
+    def learn_paint(self, scene: Solid | Volume, streams: Streams) -> None:
+        """Fit a network paint to the colours that are seen of another scene on the surface; a texture has them."""
+        paint = self._parts[2]
+        if isinstance(paint, NetworkPaint):
+            tensors = [paint.network.table, paint.network.hidden, paint.network.output]
+            learn_colours(lambda p: paint.values(p)[:, :3], tensors, self.mesh(), scene, self.device, streams)
 
     def _now(self, now: MeshSurface | None) -> MeshSurface:
         return resolve(self.spec, 1.0) if now is None else now

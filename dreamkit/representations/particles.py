@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreamkit.cameras import Cameras
 from dreamkit.images import Images, RaySamples
-from dreamkit.representations.representation import Colour, Group, Representation, Scene, Startable
+from dreamkit.representations.representation import Colour, Group, Representation, Scene, continued
 from dreamkit.streams import Streams
 
 
@@ -32,13 +32,8 @@ class Particles:
         given = scene.scenes if isinstance(scene, ParticlesScene) else [scene] * self.count
         if len(given) != self.count:
             raise ValueError(f"{self.count} particles cannot start from {len(given)}")
-        made = self.build(device, streams)
-        for i, (mine, other) in enumerate(zip(made.scenes, given, strict=True)):
-            if type(mine) is not type(other) and isinstance(self.base, Startable):
-                made.scenes[i] = self.base.from_scene(other, device, streams.within(f"particle{i}"))
-            else:
-                mine.load(other.state())
-        return made
+        own = [streams.within(f"particle{i}") for i in range(self.count)]
+        return ParticlesScene([continued(self.base, other, device, s) for other, s in zip(given, own, strict=True)])
 
 
 def alike(one: Representation, other: Representation) -> bool:

@@ -121,6 +121,22 @@ class Startable(Protocol):
         ...
 
 
+def continued(spec: Representation, scene: Scene, device: torch.device | str, streams: Streams) -> Scene:
+    """A scene of `spec` with the contents of another one of its kind: its very numbers, or, where these do not fit
+    (another size, a network more), what it looks like.
+
+    Raises ValueError for contents that do not fit a specification whose scenes can start from none.
+    """
+    new = spec.build(device, streams)
+    try:
+        new.load(scene.state())
+    except ValueError:
+        if not isinstance(spec, Startable):
+            raise
+        return spec.from_scene(scene, device, streams)
+    return new
+
+
 @dataclass(frozen=True)
 class RandomColour:
     """A plain background, another in every view: a grey with probability `grey`, else any colour.

@@ -24,11 +24,14 @@ from torch import Tensor
 from dreamkit.cameras import Cameras
 from dreamkit.errors import InputError
 from dreamkit.images import Images
+from dreamkit.representations.distil import learn
 from dreamkit.representations.hashgrid import TAPS, HashGrid, HashGridScene
-from dreamkit.representations.representation import Group
+from dreamkit.representations.representation import Group, Scene
 from dreamkit.schedule import Number, fixed, resolve
 from dreamkit.streams import Streams
 
+UNIT = 0.1
+"""World units by which a distance may be wrong, near the surface that a scene begins from."""
 PROBES = 2048
 """Points at which the eikonal loss looks, each, of where the rays went and of the whole cube."""
 
@@ -61,6 +64,14 @@ class SignedDistance:
     def build(self, device: torch.device | str, streams: Streams) -> "SignedDistanceScene":
         """A fresh scene: a grey sphere with a soft rim. Streams of `HashGrid.build`."""
         return SignedDistanceScene(self, torch.device(device), streams)
+
+    def from_scene(self, scene: Scene, device: torch.device | str, streams: Streams) -> "SignedDistanceScene":
+        """A scene that looks like another one, taught by it as a hash grid is (`distil.learn`), its fog closed."""
+        new = self.build(device, streams)
+        with torch.no_grad():
+            new.log_width.fill_(self.least).log_()
+        learn(new, scene, device, streams)
+        return new
 
 
 class SignedDistanceScene(HashGridScene):
@@ -127,6 +138,10 @@ class SignedDistanceScene(HashGridScene):
     @property
     def _scale(self) -> float:
         return self.spec.blob_strength / self.spec.blob_radius
+
+    def _beginning(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        outline = distance + 2 * self.width.detach()  # pictures show the surface about so far outside of s = 0
+        return -self._scale * outline, self._scale * (UNIT + distance.abs())
 
     def _tensors(self) -> dict[str, Tensor]:
         return super()._tensors() | {"width": self.log_width}

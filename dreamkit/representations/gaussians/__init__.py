@@ -2,8 +2,15 @@
 
 from dreamkit.representations.gaussians.cloud import Cloud
 from dreamkit.representations.gaussians.control import Densify, Relocate
-from dreamkit.representations.gaussians.scene import Gaussians, GaussiansScene, mean_opacity, mean_scale
-from dreamkit.representations.gaussians.start import File, Points
+from dreamkit.representations.gaussians.scene import (
+    Gaussians,
+    GaussiansScene,
+    as_they_are,
+    in_file,
+    mean_opacity,
+    mean_scale,
+)
+from dreamkit.representations.gaussians.start import File, Points, holds_splats
 
 __all__ = [
     "Cloud",
@@ -13,6 +20,9 @@ __all__ = [
     "GaussiansScene",
     "Points",
     "Relocate",
+    "as_they_are",
+    "holds_splats",
+    "in_file",
     "mean_opacity",
     "mean_scale",
 ]

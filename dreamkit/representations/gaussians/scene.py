@@ -126,6 +126,33 @@ class Gaussians:
         return GaussiansScene(self, origin.scene(scene, self.count, device, streams), torch.device(device))
 
 
+def in_file(path: str | Path) -> Gaussians:
+    """The specification of the Gaussians in a file, as they are.
+
+    Raises InputError for a file without any, or whose middles are not in the cube [-1, 1]^3.
+    """
+    from dreamkit.assets.splats import read_splats
+
+    held = read_splats(Path(path).expanduser())
+    reach = float(abs(held.means).max())
+    if reach > 1:
+        raise InputError(
+            f"the Gaussians in {path} reach to {reach:.3g}, but scenes lie in the cube [-1, 1]^3: move the object to "
+            "the origin and scale it down first, in the program that it came from."
+        )
+    return replace(FREE, start=File(str(Path(path).expanduser().resolve())), sh_degree=held.degree)
+
+
+def as_they_are(held: "SplatFile", device: torch.device | str, antialiased: bool = False) -> "GaussiansScene":
+    """A scene of the Gaussians of a file, which no limit touches."""
+    spec = replace(FREE, sh_degree=held.degree, antialiased=antialiased)
+    return GaussiansScene(spec, origin.cloud_of(held), torch.device(device))
+
+
+FREE = Gaussians(strategy=None, radius=3**0.5, smallest=1e-9, largest=1e3, anisotropy=1e12)
+"""Without limits inside of the cube."""
+
+
 class GaussiansScene:
     """One scene of Gaussians. Made by `Gaussians.build`."""
 

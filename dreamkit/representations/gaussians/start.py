@@ -9,15 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamkit.assets.bake import seen_depth
 from dreamkit.assets.files import read
 from dreamkit.errors import InputError
-from dreamkit.kernels.query import Hits
 from dreamkit.meshes import Mesh
 from dreamkit.render.mesh import colour_at
+from dreamkit.representations.distil import FACES, GRID, seen_points
 from dreamkit.representations.gaussians.cloud import Cloud, dc_of
-from dreamkit.representations.mesh import surface_of
-from dreamkit.representations.representation import Volume
+from dreamkit.representations.surface import on_surface, surface_of
 from dreamkit.streams import Streams
 
 SOLID, WIDE, THIN = 0.9, 0.6, 0.18
@@ -28,10 +26,6 @@ INSET = 2.0
 and are opaque further out than one is."""
 NEIGHBOURS = 3
 """A Gaussian is as wide as these are far away (3DGS)."""
-SHELL = 0.03
-"""World units to either side of a volume's surface in which its colour is sought."""
-GRID, FACES = 96, 50_000
-"""Nodes along each side, and largest number of faces, when a volume's surface is sought."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +70,25 @@ def file(path: Path, count: int, opacity: float, streams: Streams) -> Cloud:
     """What a file holds; `count` and `opacity` are for those that hold no Gaussians. Raises InputError."""
     if not path.is_file():
         raise InputError(f"there is no file {path} to start Gaussians from")
-    head = path.read_bytes()[: 1 << 20]
-    if b"KHR_gaussian_splatting" in head or (head.startswith(b"ply") and b" rot_0" in head):
-        return _from_splats(path)
+    if holds_splats(path):
+        from dreamkit.assets.splats import read_splats
+
+        return cloud_of(read_splats(path))
+    head = _head(path)
     if head.startswith(b"ply") and b"element face" not in head.split(b"end_header")[0]:
         return _from_points(*_read_points(path), opacity)
     return surface(read(path), count, streams)
+
+
+def holds_splats(path: Path) -> bool:
+    """Whether there is a file that holds Gaussians: a 3DGS .ply, or a glTF with KHR_gaussian_splatting."""
+    head = _head(path) if path.is_file() else b""
+    return b"KHR_gaussian_splatting" in head or (head.startswith(b"ply") and b" rot_0" in head)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 20)
 
 
 def surface(mesh: Mesh, count: int, streams: Streams) -> Cloud:
@@ -95,31 +102,8 @@ def scene(other: Any, count: int, device: torch.device | str, streams: Streams) 
 
     Raises InputError for a scene that has neither, RunError for an empty one.
     """
-    places, normals, _ = on_surface(surface_of(other, FACES, GRID), count, streams)
-    inside = places
-    if isinstance(other, Volume):  # its colour lies under its level surface
-        depth = seen_depth(places.numpy(), normals.numpy(), other.density, SHELL, device)
-        inside = places - normals * torch.as_tensor(depth)[:, None]
-    return _discs(places, normals, other.colour(inside.to(device)).detach().cpu())
-
-
-def on_surface(mesh: Mesh, count: int, streams: Streams) -> tuple[Tensor, Tensor, Hits]:
-    """`count` uniform points of a mesh [count, 3], the normals there [count, 3], and where on it they are.
-
-    Raises InputError for a mesh without area.
-    """
-    corners = torch.as_tensor(mesh.vertices).float()[torch.as_tensor(mesh.faces).long()]
-    sides = corners[:, 1:] - corners[:, :1]
-    area = torch.linalg.cross(sides[:, 0], sides[:, 1]).norm(dim=1).double().cumsum(0)
-    if not len(area) or not float(area[-1]) > 0:
-        raise InputError("Gaussians cannot start from a mesh without area")
-    draw = streams.uniform("surface", (count,)).double() * area[-1]
-    face = torch.searchsorted(area, draw, right=True).clamp(max=len(area) - 1)
-    root, along = streams.uniform("surface/corner", (2, count)).unbind()
-    root = root.sqrt()  # uniform in the triangle
-    weight = torch.stack([1 - root, root * (1 - along), root * along], 1)
-    places = (corners[face] * weight[..., None]).sum(1)
-    return places, torch.as_tensor(mesh.face_normals)[face].float(), Hits(torch.zeros(count), face, weight)
+    mesh, _ = surface_of(other, FACES, GRID)
+    return _discs(*seen_points(other, mesh, count, device, streams))
 
 
 def _discs(places: Tensor, normals: Tensor, colours: Tensor) -> Cloud:
@@ -174,9 +158,7 @@ def _read_points(path: Path) -> tuple[Tensor, Tensor | None]:
     return torch.as_tensor(places), torch.as_tensor(colours[:, :3] / 255) if len(colours) == len(places) else None
 
 
-def _from_splats(path: Path) -> Cloud:
-    from dreamkit.assets.splats import read_splats
-
-    held = read_splats(path)
+def cloud_of(held: Any) -> Cloud:
+    """The Gaussians of `assets.splats.Splats`."""
     arrays = (held.means, held.log_scales, held.quaternions, held.opacity_logits, held.sh[:, 0], held.sh[:, 1:])
     return Cloud(*(torch.as_tensor(np.ascontiguousarray(array, np.float32)) for array in arrays))
