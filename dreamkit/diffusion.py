@@ -217,9 +217,7 @@ def cfg(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def perp_neg(
-    cond: Tensor, uncond: Tensor, negatives: Sequence[tuple[float | Tensor, Tensor]], scale: float
-) -> Tensor:
+def perp_neg(cond: Tensor, uncond: Tensor, negatives: Sequence[tuple[float | Tensor, Tensor]], scale: float) -> Tensor:
     """Guidance away from other prompts, but never against the prompt itself (Perp-Neg, arXiv:2304.04968).
 
     uncond + scale (e + sum_i w_i e_i^perp), with e = cond - uncond, e_i = negative_i - uncond and e_i^perp the part of

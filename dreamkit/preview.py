@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dreamkit.assets.bake import to_bytes, vertex_normals
-from dreamkit.assets.files import png_bytes
+from dreamkit.assets.conventions import png_bytes
 from dreamkit.cameras import Cameras, ring
 from dreamkit.disk import plainly, write_whole
 from dreamkit.meshes import Mesh
