@@ -115,6 +115,8 @@ def toybox(given: argparse.Namespace) -> None:
     else:
         for name, text in gallery.words().items():
             print(f"{name:10} {text}")
+        if missing := gallery.unknown():
+            print(f"not known to the prior that ships: {', '.join(missing)}")
 
 
 def doctor(given: argparse.Namespace) -> None:
@@ -262,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="the JSON file (default: eval.json in the run; for several, in outputs/)")
     sub.add_argument("--clip", type=Path, metavar="MODEL_FOLDER", help="also CLIP score and R-precision by this model")
     _add_device(sub)
-    sub = command("toybox", toybox, "the world that the prior which ships was trained on")
+    sub = command("toybox", toybox, "the toybox's world: its words, or a page of samples")
     sub.add_argument("what", nargs="?", choices=("words", "show"), default="words", help="words, or a page of samples")
     sub.add_argument("--out", type=Path, default=Path("outputs/toybox.html"), help="the page (default: %(default)s)")
     command("doctor", doctor, "what is installed, and what will be used")

@@ -112,7 +112,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(tmp_path):
 MISTAKES = {
     "unknown guidance": (("--guidance", "sdss"), "there is no guidance rule 'sdss'. Did you mean 'sds'"),
     "unknown representation": (("--representation", "nerv"), "there is no representation 'nerv'. Did you mean 'nerf'?"),
-    "unknown system": (("--system", "dreamfusionn"), "there is no system 'dreamfusionn'. Did you mean 'dreamfusion'?"),
+    "unknown system": (("--system", "dreamfusionn"), "there is no system 'dreamfusionn'. Did you mean 'dreamfusion'"),
     "missing system file": (("--system", "gone/away.py"), "there is no system file gone/away.py"),
     "unknown prior": (("--prior", "/no/such/folder"), "/no/such/folder"),
     "misspelt field": (("--set", "guides.0.rule.wieght=1"), "Rule has no field 'wieght'. Did you mean 'weight'?"),
@@ -125,7 +125,7 @@ MISTAKES = {
     "no steps": (("--steps", "0"), "--steps 0: at least one"),
     "no such device": (("--device", "abacus"), "device 'abacus' is not a device."),
     "device type": (("--device", "meta"), "device 'meta' is not supported"),
-    "no format": (("--set", "export.formats=()"), "Export.formats names no format. Known: glb, obj, ply."),
+    "no format": (("--set", "export.formats=()"), "Export.formats names no format. Known: glb, obj, ply, stl"),
     "no guide": (("--set", "guides=()"), "Stage.guides holds no guide"),
     "empty levels": (("--set", "guides.0.rule.levels.low=0.99"), "the range of levels is empty"),
     "a bad optimiser": (("--set", "adam.betas=(1.5, 0.9)"), "Invalid beta parameter"),

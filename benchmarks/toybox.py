@@ -1,0 +1,231 @@
+"""What the toybox's prior draws, and what assets it makes: judged, in one table each.
+
+    python -m benchmarks.toybox --samples 240                         samples of the prior, at a few guidance scales
+    python -m benchmarks.toybox --samples 240 --prior run/weights     of another one's weights
+    python -m benchmarks.toybox --assets prompts/toybox-48.txt --seeds 0,1 --out outputs/toybox-48 --workers 2
+
+Samples: DDIM from pure noise (`priors.sample`) for random captions with view words, none of whose kind and colour is in
+prompts/toybox.txt, which is for tuning. The judge, trained on renders only, says how many show the things asked for
+("kind"; "pairs" for captions of two things), and of those that do, how many have the right colours, material and view
+(any view from which the thing looks the same is right). Its own held-out accuracy: `dreamkit.toybox.judge --report`.
+
+Assets: `dreamkit generate` for every prompt and seed, each in a process of its own, then `dreamkit eval` of them all. A
+run folder that is finished is kept, an interrupted one is resumed. A sheet of all previews is written beside them.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.first_asset import sheet
+from dreamkit import evaluate
+from dreamkit.cameras import orbit
+from dreamkit.errors import InputError
+from dreamkit.images import png
+from dreamkit.priors import Diffusers, Prior
+from dreamkit.priors.sample import sample
+from dreamkit.prompts import EIGHT, read_list, with_view
+from dreamkit.recipe import data_folder
+from dreamkit.run import Run, slug
+from dreamkit.streams import Streams
+from dreamkit.toybox import world
+from dreamkit.toybox.answers import cast_answers
+from dreamkit.toybox.judge import Judge, Verdict, things_of
+from dreamkit.toybox.kinds import KINDS, SUPPORTS
+from dreamkit.toybox.world import Asked, Pair, Thing
+
+STEPS, BATCH = 30, 24
+
+
+# --- samples ---
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a sample is asked to show, and from where (a number of EIGHT)."""
+
+    asked: Asked
+    direction: int
+
+    @property
+    def text(self) -> str:
+        things = [_noun(thing) for thing in things_of(self.asked)]
+        joint = f" {self.asked.relation} " if isinstance(self.asked, Pair) else ""
+        return with_view(joint.join(things), EIGHT[self.direction])
+
+
+def _noun(thing: Thing) -> str:
+    """ "a striped red and blue mug" """
+    material = "" if thing.material == "matte" else f"{thing.material} "
+    words = f"{material}{thing.colour}{f' and {thing.second}' if thing.second else ''} {thing.kind}"
+    return f"an {words}" if words.startswith("o") else f"a {words}"
+
+
+def wishes(count: int, seed: int) -> list[Wish]:
+    """Random things and, one in six, pairs; nothing of the tuning list."""
+    draw = random.Random(seed)
+    tuned = {world.named(prompt) for prompt in read_list(data_folder("prompts") / "toybox.txt")}
+
+    def thing(kind: str, plain: bool) -> Thing:
+        one, two = draw.sample(list(world.COLOURS), 2)
+        second = two if not plain and draw.random() < 0.2 else None
+        material = draw.choice(world.MATERIALS[1:]) if not plain and draw.random() < 0.2 else "matte"
+        return Thing(kind, one, second, material)
+
+    found: list[Wish] = []
+    while len(found) < count:
+        relation = draw.choice(world.RELATIONS) if draw.random() < 1 / 6 else ""
+        second = draw.choice(SUPPORTS if relation == "on top of" else list(KINDS))
+        first = draw.choice([kind for kind in KINDS if kind != second])
+        pair = Pair(thing(first, True), relation, thing(second, True))
+        asked: Asked = pair if relation else thing(second, False)
+        if asked not in tuned:
+            found.append(Wish(asked, draw.randrange(8)))
+    return found
+
+
+def draw_samples(prior: Prior, wanted: list[Wish], scale: float, seed: int) -> torch.Tensor:
+    """A picture [N, 3, H, W] in [0, 1] of each wish."""
+    pictures = []
+    for start in range(0, len(wanted), BATCH):
+        prompts = [wish.text for wish in wanted[start : start + BATCH]]
+        pictures.append(prior.decode(sample(prior, prompts, Streams(seed, start), STEPS, scale)))
+    return torch.cat(pictures).clamp(0, 1)
+
+
+def judge_samples(pictures: torch.Tensor, wanted: list[Wish], judge: Judge) -> dict[str, float]:
+    """The shares of right ones, as the head of this file says."""
+    marks: dict[str, list[bool]] = {"kind": [], "pairs": [], "colour": [], "second": [], "material": [], "view": []}
+    verdict = judge(pictures)
+    for number, wish in enumerate(wanted):
+        one = Verdict(verdict.kinds[number : number + 1], {q: t[number : number + 1] for q, t in verdict.about.items()})
+        shown = bool(one.shows(wish.asked))
+        marks["kind" if isinstance(wish.asked, Thing) else "pairs"].append(shown)
+        if not shown:
+            continue
+        right = cast_answers(wish.asked, orbit([45.0 * wish.direction], 20.0))
+        for question in ("colour", "second", "material", "view"):
+            for thing in things_of(wish.asked):
+                if bool(right.asks(question, thing.kind)):
+                    marks[question].append(bool(one.right(question, thing.kind, right)))
+    return {name: round(sum(values) / len(values), 3) for name, values in marks.items() if values}
+
+
+def samples(given: argparse.Namespace) -> None:
+    prior, judge, wanted = Diffusers(given.prior).load(given.device), Judge.load(), wishes(given.samples, given.seed)
+    print(
+        f"{len(wanted)} captions, such as {wanted[0].text!r}; {STEPS} DDIM steps; prior {prior.identity()['weights']}"
+    )
+    names = ("kind", "pairs", "colour", "second", "material", "view")
+    print("scale  " + "".join(f"{name:>10}" for name in names))
+    for scale in (float(value) for value in given.scales.split(",")):
+        pictures = draw_samples(prior, wanted, scale, given.seed).cpu()
+        found = judge_samples(pictures, wanted, judge)
+        print(f"{scale:<7g}" + "".join(f"{found.get(name, float('nan')):>10.3f}" for name in names), flush=True)
+        if given.out:
+            given.out.mkdir(parents=True, exist_ok=True)
+            (given.out / f"samples-{scale:g}.png").write_bytes(png(grid(pictures[:96])))
+
+
+def grid(pictures: torch.Tensor, columns: int = 12) -> torch.Tensor:
+    """Pictures [N, 3, H, W] in rows; what does not fill a row is left out, unless it is the only one."""
+    columns = min(columns, len(pictures))
+    rows = len(pictures) // columns
+    count, (channels, height, width) = rows * columns, pictures.shape[1:]
+    ordered = pictures[:count].reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return ordered.reshape(channels, rows * height, columns * width)
+
+
+# --- assets ---
+
+
+def make(prompt: str, seed: int, folder: Path, threads: int, rest: list[str]) -> Path | None:
+    """The folder of a finished run of this prompt and seed, made, resumed, or found; None if it failed."""
+    command = ["generate", prompt, "--seed", str(seed), "--out", str(folder), *rest]
+    if (folder / "run.json").exists():
+        if Run.open(folder).status == "complete":
+            return folder
+        command = ["resume", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, "-m", "dreamkit.cli", *command], env=environment, capture_output=True, text=True
+    )
+    last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+    print(f"{prompt}, seed {seed}: {'done' if done.returncode == 0 else f'failed: {last}'}", flush=True)
+    return folder if done.returncode == 0 else None
+
+
+def assets(given: argparse.Namespace) -> None:
+    prompts, seeds = read_list(given.assets), [int(seed) for seed in given.seeds.split(",")]
+    root = given.out or Path("outputs") / f"{given.assets.stem}-assets"
+    threads = max((os.cpu_count() or 1) // given.workers, 1)
+    jobs = [(prompt, seed, root / f"{slug(prompt)}-{seed}") for prompt in prompts for seed in seeds]
+    with ThreadPoolExecutor(given.workers) as pool:
+        made = list(pool.map(lambda job: make(job[0], job[1], job[2], threads, given.rest), jobs))
+    folders = [folder for folder in made if folder is not None]
+    report, sights = evaluate.measure(folders, device=given.device)
+    evaluate.write(report, sights, root / "eval.json")
+    print("\n".join(evaluate.lines(report)))
+    print(json.dumps(promised(report) | {"failed": len(jobs) - len(folders)}, indent=1))
+    shown = [folder for folder in folders if (folder / "preview.png").exists()]
+    if shown:
+        sheet(shown, root / "sheet.png")
+    print(root / "sheet.png", root / "eval.html")
+
+
+def promised(report: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that the project promises of its assets."""
+    runs, rates = report["runs"], report["means"]
+    seen = [run["judge"]["recognised"] for run in runs if "judge" in run]
+
+    def mean(name: str) -> Any:
+        return rates.get(name, {}).get("mean")
+
+    return {
+        "assets": len(runs),
+        "recognised from most views": round(sum(share > 0.5 for share in seen) / max(len(seen), 1), 3),
+        "views recognised": mean("recognised"),
+        "colour right": mean("colour"),
+        "Janus, assets": mean("janus_assets"),
+        "Janus, views": mean("janus_views"),
+        "F-score": mean("F-score"),
+        "silhouette IoU": mean("IoU"),
+        "seconds": mean("seconds"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, help="judge samples for so many captions")
+    parser.add_argument("--prior", default="toybox", help="for samples: toybox, or a folder of weights")
+    parser.add_argument("--scales", default="1,2,3,5,7.5", help="for samples: guidance scales (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="for samples")
+    parser.add_argument("--assets", type=Path, help="make and judge assets for this prompt list")
+    parser.add_argument("--seeds", default="0", help="for assets, such as 0,1")
+    parser.add_argument("--workers", type=int, default=1, help="for assets: how many at a time")
+    parser.add_argument("--out", type=Path, help="where the runs, or the pictures of the samples, go")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("rest", nargs="*", help="for assets: further arguments of `dreamkit generate`, after --")
+    given = parser.parse_args()
+    if not given.samples and not given.assets:
+        parser.error("give --samples N, or --assets LIST, or both")
+    try:
+        if given.samples:
+            samples(given)
+        if given.assets:
+            assets(given)
+    except InputError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The toybox's benchmark: what it asks for, how it counts, and that it does nothing twice."""
+
+import subprocess
+
+import pytest
+import torch
+
+from benchmarks import toybox
+from dreamkit.guidance.rules import SDS
+from dreamkit.priors import Bell, Gaussian
+from dreamkit.prompts import read_list
+from dreamkit.recipe import Guide, Recipe, Stage, data_folder
+from dreamkit.representations import HashGrid
+from dreamkit.run import Run
+from dreamkit.toybox import train, world
+from dreamkit.toybox.judge import NAMES, WORDS, Verdict
+from dreamkit.toybox.world import Thing
+
+RECIPE = Recipe((Stage(HashGrid(), (Guide(SDS, Gaussian((Bell("", 0.0, 1.0),))),), steps=10),))
+
+
+def test_the_lists_are_what_they_say():
+    tuning, fixed, pairs = (
+        read_list(data_folder("prompts") / f"{n}.txt") for n in ("toybox", "toybox-48", "toybox-pairs")
+    )
+    assert (len(tuning), len(set(fixed)), len(set(pairs))) == (24, 48, 12)
+    asked = [world.named(prompt) for prompt in fixed]
+    assert all(isinstance(one, Thing) for one in asked)
+    assert all(sum(one.kind == kind for one in asked) == 2 for kind in world.KINDS)
+    assert all(sum(one.colour == colour for one in asked) == 4 for colour in world.COLOURS)
+    assert (sum(one.second is not None for one in asked), sum(one.material != "matte" for one in asked)) == (8, 10)
+    assert all(isinstance(world.named(prompt), world.Pair) for prompt in pairs)
+    tuned = {(one.kind, one.colour) for one in map(world.named, tuning)}
+    assert not tuned & {(one.kind, one.colour) for one in asked}
+
+
+def test_wishes_say_what_they_ask_for_and_are_not_for_tuning():
+    wanted = toybox.wishes(200, 0)
+    tuned = set(read_list(data_folder("prompts") / "toybox.txt"))
+    known = set(train.make_tokenizer().get_vocab())
+    for wish in wanted:
+        words, _, view = wish.text.partition(", ")
+        assert world.named(words) == wish.asked
+        assert view.endswith("view")
+        assert words not in tuned
+        assert set(words.split()) <= known
+    assert 15 <= sum(isinstance(wish.asked, world.Pair) for wish in wanted) <= 55  # one in six, three deviations
+    assert wanted == toybox.wishes(200, 0)
+
+
+def test_samples_are_counted_where_they_show_the_thing():
+    wanted = [toybox.Wish(Thing("duck", "red"), 0), toybox.Wish(Thing("duck", "red"), 4)]
+
+    def judge(pictures):
+        kinds = torch.zeros(2, len(NAMES))
+        kinds[0, NAMES.index("duck")] = kinds[1, NAMES.index("mug")] = 1.0
+        about = {name: torch.zeros(2, len(NAMES), len(words)) for name, words in WORDS.items()}
+        about["colour"][:, :, WORDS["colour"].index("red")] = 1.0
+        about["view"][:, :, WORDS["view"].index("back")] = 1.0
+        return Verdict(kinds, about)
+
+    found = toybox.judge_samples(torch.zeros(2, 3, 64, 64), wanted, judge)
+    assert (found["kind"], found["colour"], found["view"]) == (0.5, 1.0, 0.0)
+
+
+def test_samples_of_an_exact_prior_are_drawn_in_batches(monkeypatch):
+    monkeypatch.setattr(toybox, "BATCH", 2)
+    monkeypatch.setattr(toybox, "STEPS", 2)
+    wanted = toybox.wishes(3, 1)
+    bells = [Bell(text, 0.5, 0.0) for text in dict.fromkeys(wish.text.partition(",")[0] for wish in wanted)]
+    prior = Gaussian((Bell("", 0.5, 0.0), *bells), size=8).load("cpu")
+    pictures = toybox.draw_samples(prior, wanted, 2.0, 0)
+    torch.testing.assert_close(pictures, torch.full((3, 3, 8, 8), 0.75), atol=1e-4, rtol=0)
+    assert toybox.grid(pictures).shape == (3, 8, 24)
+
+
+@pytest.mark.parametrize(("status", "command"), [("complete", None), ("interrupted", "resume"), (None, "generate")])
+def test_a_finished_run_is_kept_and_an_interrupted_one_resumed(status, command, tmp_path, monkeypatch):
+    if status:
+        with Run.create(tmp_path / "run", "a red mug", "toybox", 0, RECIPE) as run:
+            run.update(status=status)
+    called = []
+
+    def started(words, **rest):
+        called.append(words[3])
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(toybox.subprocess, "run", started)
+    assert toybox.make("a red mug", 0, tmp_path / "run", 1, []) == tmp_path / "run"
+    assert called == ([command] if command else [])
+
+
+def test_promised_numbers_come_from_the_report():
+    runs = [{"judge": {"recognised": 1.0}}, {"judge": {"recognised": 0.5}}]
+    found = toybox.promised({"runs": runs, "means": {"F-score": {"mean": 0.8, "runs": 2}}})
+    assert (found["assets"], found["recognised from most views"], found["F-score"]) == (2, 0.5, 0.8)
+    assert found["Janus, assets"] is None
