@@ -285,7 +285,7 @@ def _primitive(gltf: Gltf, primitive: dict[str, Any]) -> Splats:
     opacity = opacity[:, 0].clip(1 - NEAREST_TO_ONE, NEAREST_TO_ONE)
     sh = np.stack([gltf.accessor(names[name]) for name in wanted], axis=1).astype(np.float32)
     logs = np.log(np.maximum(scale, np.finfo(np.float32).tiny))
-    arrays = (position, logs, turn[:, [3, 0, 1, 2]], np.log(opacity) - np.log1p(-opacity), sh)
+    arrays: list[np.ndarray] = [position, logs, turn[:, [3, 0, 1, 2]], np.log(opacity) - np.log1p(-opacity), sh]
     return Splats(**{name: rows.astype(np.float32) for name, rows in zip(ARRAYS, arrays, strict=True)})
 
 
