@@ -93,7 +93,7 @@ def _view(built: HashGridScene, shading: LightName) -> Seconds:
         for parameter in group["params"]:
             parameter.grad = None
     processor, start = time.process_time(), _clock(built)
-    images = built.render(cameras, Streams(0, 1), training=True, shading=shading)
+    images = built.render(cameras, Streams(0, 1), shading=shading)
     middle = _clock(built)
     images.rgb.square().sum().backward()
     end = _clock(built)

@@ -66,14 +66,11 @@ def costs(rule: str) -> tuple[float, float]:
     return usual, max(sum(spent[:FIRST]) - FIRST * usual, 0.0)
 
 
-def measure(
-    rule: str, steps: int, prompts: list[str], seeds: list[int], root: Path, given: argparse.Namespace
-) -> list[Path]:
-    """The finished runs of one rule, made where they are not there yet."""
-    threads = max((os.cpu_count() or 1) // given.workers, 1)
-    rest = ["--guidance", rule, "--steps", str(steps), *given.rest]
-    jobs = [(prompt, seed, root / rule / f"{slug(prompt)}-{seed}") for prompt in prompts for seed in seeds]
-    with ThreadPoolExecutor(given.workers) as pool:
+def runs_of(prompts: list[str], seeds: list[int], root: Path, rest: list[str], workers: int) -> list[Path]:
+    """The finished runs of all prompts and seeds with these arguments, made where they are not there yet."""
+    threads = max((os.cpu_count() or 1) // workers, 1)
+    jobs = [(prompt, seed, root / f"{slug(prompt)}-{seed}") for prompt in prompts for seed in seeds]
+    with ThreadPoolExecutor(workers) as pool:
         made = list(pool.map(lambda job: make(job[0], job[1], job[2], threads, rest), jobs))
     return [folder for folder in made if folder is not None]
 
@@ -101,28 +98,26 @@ COLUMNS += ["diversity", "seconds"]
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
-def strip(folders: list[Path]) -> Any:
-    """The previews of one rule's runs side by side, each its first row of views."""
-    from PIL import Image
-
-    pictures = [Image.open(folder / "preview.png").convert("RGB") for folder in folders]
-    small = [picture.resize((384, round(picture.height * 384 / picture.width))) for picture in pictures]
-    row = Image.new("RGB", (384 * len(small), max(picture.height for picture in small)), "white")
-    for number, picture in enumerate(small):
-        row.paste(picture, (384 * number, 0))
-    return row
+MARGIN, WIDTH, HEIGHT = 150, 384, 192
+"""Pixels of a sheet: what is left for the names beside its rows, and the size of a preview."""
 
 
-def sheet(rows: dict[str, list[Path]], path: Path) -> None:
-    """One row a rule, its name beside it: the first seed of every prompt."""
+def sheet(rows: dict[str, list[Path]], path: Path, columns: list[str] | None = None) -> None:
+    """One row a name: the previews of these runs side by side, white where there is none; and names above columns."""
     from PIL import Image, ImageDraw
 
-    strips = {rule: strip(folders) for rule, folders in rows.items() if folders}
-    height = max(row.height for row in strips.values())
-    page = Image.new("RGB", (150 + max(row.width for row in strips.values()), height * len(strips)), "white")
-    for number, (rule, row) in enumerate(strips.items()):
-        ImageDraw.Draw(page).text((6, number * height + height // 2 - 6), rule, fill="black")
-        page.paste(row, (150, number * height))
+    top = 16 if columns else 0
+    size = (MARGIN + WIDTH * max(len(folders) for folders in rows.values()), top + HEIGHT * len(rows))
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    for number, name in enumerate(columns or []):
+        draw.text((MARGIN + WIDTH * number + 6, 2), name, fill="black")
+    for line, (name, folders) in enumerate(rows.items()):
+        draw.text((6, top + line * HEIGHT + HEIGHT // 2 - 6), name, fill="black")
+        for number, folder in enumerate(folders):
+            if (folder / "preview.png").exists():
+                picture = Image.open(folder / "preview.png").convert("RGB").resize((WIDTH, HEIGHT))
+                page.paste(picture, (MARGIN + WIDTH * number, top + line * HEIGHT))
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
 
@@ -146,11 +141,11 @@ def main() -> None:
     for rule in rules:
         cost, once = costs(rule)
         steps = max(round((given.budget - once) / cost), 1)
-        folders = measure(rule, steps, prompts, seeds, given.out / str(given.budget), given)
+        rest = ["--guidance", rule, "--steps", str(steps), *given.rest]
+        folders = runs_of(prompts, seeds, given.out / str(given.budget) / rule, rest, given.workers)
         report, _ = evaluate.measure(folders) if folders else ({"means": {}, "runs": [], "prompts": {}}, [])
         print(line(rule, cost, steps, report, len(prompts) * len(seeds)), flush=True)
-        first = [folder for folder in folders if folder.name.endswith(f"-{seeds[0]}")]
-        shown[rule] = [folder for folder in first if (folder / "preview.png").exists()]
+        shown[rule] = [folder for folder in folders if folder.name.endswith(f"-{seeds[0]}")]
     if given.sheet and any(shown.values()):
         sheet(shown, given.sheet)
 

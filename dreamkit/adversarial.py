@@ -32,10 +32,10 @@ from dreamkit.cameras import Cameras, Orbit, ring
 from dreamkit.disk import plainly, write_whole
 from dreamkit.guidance.networks import ConvNet, Trained
 from dreamkit.guidance.rule import Probe
-from dreamkit.guidance.sampling import draw
 from dreamkit.images import png
 from dreamkit.priors import Diffusers, Prior
 from dreamkit.priors.prior import CAMERA_NUMBERS, view_conditions
+from dreamkit.priors.sample import sample
 from dreamkit.prompts import views_of
 from dreamkit.representations.hashgrid import HashGrid
 from dreamkit.run import flatten
@@ -89,7 +89,7 @@ class CodedScenes:
         scaled = self.weights["hidden"] * (1 + linear(code.to(self.weights["code"]), self.weights["code"]))[:, None]
         self.scene.hidden = scaled
         try:
-            return self.scene.render(cameras, streams, training=streams is not None).rgb
+            return self.scene.render(cameras, streams).rgb
         finally:
             self.scene.hidden = self.weights["hidden"]
 
@@ -112,7 +112,8 @@ def fill(spec: Adversarial, prior: Prior, prompt: str, streams: Streams) -> Bank
         some = cameras[first : first + spec.batch]
         asked = view_conditions(prior, prompt, views_of(some, prior.directions))
         own = streams.within(f"bank{first}")
-        drawn = draw(prior, asked["prompt"], asked["null"], own, steps=spec.draw_steps, scale=spec.scale)
+        told, null = (prior.placed(asked[name], some.camera_to_world.flatten(1)) for name in ("prompt", "null"))
+        drawn = sample(prior, told, null, own, steps=spec.draw_steps, scale=spec.scale)
         pictures.append(drawn)
     return Bank(torch.cat(pictures), cameras)
 

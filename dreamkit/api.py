@@ -5,7 +5,8 @@ result.mesh, result.scene, result.run.path
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -16,17 +17,17 @@ from dreamkit import device as devices
 from dreamkit import loop
 from dreamkit.assets.files import READ
 from dreamkit.cameras import ring
-from dreamkit.compose import compose, editing, keeping
-from dreamkit.disk import plainly, write_whole
+from dreamkit.compose import compose, editing, keeping, sketched, wants_sketch
+from dreamkit.disk import check_folder, expanded, make_folder, write_whole
 from dreamkit.errors import InputError, RunError
-from dreamkit.export import Exported, Picture, export_picture, file_names
+from dreamkit.export import Exported, Picture, Several, export_picture, file_names, write_film
 from dreamkit.export import export as write_files
 from dreamkit.images import png
 from dreamkit.meshes import Mesh
 from dreamkit.priors import Prior
 from dreamkit.propeller import propelled
 from dreamkit.recipe import Export as ExportSettings
-from dreamkit.recipe import Recipe, override
+from dreamkit.recipe import Recipe, load, override
 from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.representations.canvas import CanvasScene
 from dreamkit.representations.gaussians import holds_splats, in_file
@@ -47,14 +48,16 @@ class Result:
 
     run: Run
     scene: Scene
-    exported: Exported | Picture
+    exported: Exported | Picture | Several
 
     @property
     def mesh(self) -> Mesh:
-        """The textured mesh, as read back from the file. Raises ValueError for a picture, which has none."""
-        if isinstance(self.exported, Picture):
+        """The textured mesh, as read back from the file; of particles the first one's. Raises ValueError for a picture,
+        which has none."""
+        first = self.exported.each[0] if isinstance(self.exported, Several) else self.exported
+        if isinstance(first, Picture):
             raise ValueError("a canvas has no mesh: its picture is result.exported.files[0]")
-        return self.exported.mesh
+        return first.mesh
 
 
 def generate(
@@ -84,7 +87,7 @@ def generate(
         guidance, representation, prior: replace the system's own; a prior is "toybox", a diffusers folder or a hub id.
         start: a run folder whose scene this run begins with, or a file of a mesh or of Gaussian splats. A run's
             representation stays unless another one or a system is asked for; a file's is "mesh" or "gaussians" unless
-            another one is.
+            another one is. A system that wants a sketch takes a mesh file for that, and begins with its own scene.
         keep: "geometry" changes the colours of a mesh only, and leaves its shape as it is, to the bit.
         source_prompt: for rules that edit, what that scene is; by default the prompt it was made for.
         steps: total number of steps; the stages keep their shares.
@@ -96,19 +99,22 @@ def generate(
     Raises InputError before anything is spent if something asked for cannot be; RunError if the run fails, and
     KeyboardInterrupt after Ctrl-C: then a checkpoint stands, and `resume` goes on.
     """
-    asked = representation or (None if start and is_file(start) else system)
-    system = system or ("toybox" if prior in (None, "toybox") else "dreamfusion")
+    asked = representation or (None if start is not None and is_file(start) else system)
+    if system is None:
+        system = "toybox" if prior in (None, "toybox") else "dreamfusion"
+    sketch = start if start is not None and wants_sketch(load(system)) else None
+    start = start if sketch is None else None
     chosen = devices.choose(device)
-    begun = _started(start, chosen) if start else None
+    begun = None if start is None else _started(start, chosen)
     own: str | Representation | None = representation
     if begun and not asked:
         own = begun[0].representation
         if not begun[1]:  # by its name, so that a system's own settings of a mesh hold for a mesh file
             own = "mesh" if isinstance(own, MeshSurface) else "gaussians"
-    recipe = compose(system, guidance, own, prior, steps, settings or {})
-    recipe = editing(keeping(recipe, keep), source_prompt, begun[1] if begun else None)
-    note("prior")
+    recipe = sketched(compose(system, guidance, own, prior, steps, settings or {}), sketch)
+    recipe = editing(keeping(recipe, keep, begun is not None), source_prompt, begun[1] if begun else None)
     Run.check(out, prompt, recipe)  # cheap mistakes first; then what cannot work is said before a folder is made
+    note("prior")
     priors = load_priors(recipe, prompt, chosen)
     first = None
     if begun:  # converted once, for the rehearsal and the run
@@ -117,8 +123,8 @@ def generate(
         first = Start(begun[0].handed(stage, seed, chosen), stage.scenes)
     rehearse(recipe, priors, prompt, chosen, first)
     with Run.create(out, prompt, system, seed, recipe, str(chosen)) as run:
-        if start:
-            run.update(start=str(Path(start).expanduser().resolve()))
+        if start is not None:
+            run.update(start=str(expanded(start).resolve()))
         return _finish(run, priors, chosen, watch, note, first)
 
 
@@ -177,9 +183,10 @@ def convert(
     Raises InputError for a file that is neither, that is damaged or empty, or that would be written over; RunError for
     splats without a surface. Then nothing is written.
     """
-    spec, path, out = ExportSettings(), Path(path).expanduser(), Path(out).expanduser()
+    spec, path, out = ExportSettings(), expanded(path), expanded(out)
     for key, text in (settings or {}).items():
         spec = replaced(spec, key.split("."), text, f"{key}={text}")
+    check_folder(out)
     chosen = devices.choose(device)
     begun, _ = _started(path, chosen)
     if not isinstance(begun.scene, Solid | Volume):
@@ -191,19 +198,24 @@ def convert(
 
 
 def render(path: str | Path, *, views: int = 8, size: int = 256, elevation: float = 15.0, device: str = "auto") -> Path:
-    """Pictures of a run's scene from all round, as it is in its last checkpoint; returns their folder."""
-    if views < 1 or size < 8:
-        raise InputError(f"render takes at least one view of at least 8 pixels; got {views} of {size}")
+    """Pictures of a run's scene from all round, as it is in its last checkpoint; returns their folder.
+
+    Of particles each has a folder in it, particle_0, particle_1, ...
+    """
+    if views < 1 or size < 8 or not -90 <= elevation <= 90:
+        raise InputError(
+            "render takes at least one view of at least 8 pixels, from -90 to 90 degrees of elevation; "
+            f"got {views} of {size} pixels, from {elevation:g} degrees."
+        )
     run = Run.open(path)
     scene, step = _scene(run, devices.choose(device))
     folder = run.path / "images" / f"render_{step:06d}_{views}x{size}"
-    with plainly(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     cameras = ring(views, elevation_degrees=elevation, size=size)
-    for number in range(views):  # one at a time: the memory of one view serves for any number
-        with torch.no_grad():
-            picture = scene.render(cameras[number : number + 1]).rgb[0]
-        write_whole(folder / f"view_{number:03d}.png", png(picture))
+    for one, own in _each(scene, folder):
+        for number in range(views):  # one at a time: the memory of one view serves for any number
+            with torch.no_grad():
+                picture = one.render(cameras[number : number + 1]).rgb[0]
+            write_whole(own / f"view_{number:03d}.png", png(picture))
     return folder
 
 
@@ -223,12 +235,15 @@ def evaluate(
         out: the JSON file; the page goes beside it. By default eval.json in the run's folder, for several runs
             outputs/eval.json.
 
-    Raises InputError for folders without a mesh, and for a CLIP folder that cannot be read.
+    Raises InputError for folders without a mesh, a CLIP folder that cannot be read, and an `out` that is no .json or
+    cannot be written.
     """
     from dreamkit import evaluate as evaluation
 
     file = Path(out or ("outputs" if len(paths) > 1 else paths[0] if paths else "."), "" if out else "eval.json")
     evaluation.check_name(file)
+    if out:
+        check_folder(file.parent)
     report, sights = evaluation.measure(paths, clip, devices.choose(device), note)
     evaluation.write(report, sights, file)
     return report, file
@@ -237,7 +252,7 @@ def evaluate(
 def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
     """The scene of a run or of a file, to start from, and what it is ("" for a file, which does not say)."""
     if is_file(path):
-        full = Path(path).expanduser()
+        full = expanded(path)
         spec: Representation = in_file(full) if holds_splats(full) else from_file(full)
         return Start(spec.build(device, Streams(0, -1)), spec), ""
     run = Run.open(path)
@@ -248,8 +263,16 @@ def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether this is the name of a file of a mesh or of Gaussians, not of a run's folder."""
-    return Path(path).suffix.lower() in READ and not Path(path).is_dir()
+    """Whether this is the name of a file of a mesh or of Gaussians, not of a run's folder.
+
+    Raises InputError for a file that is there and of another kind.
+    """
+    full = expanded(path)
+    if full.suffix.lower() in READ:
+        return not full.is_dir()
+    if full.is_file():
+        raise InputError(f"{path} is neither the folder of a run nor a file that ends in {', '.join(READ)}.")
+    return False
 
 
 def _finish(
@@ -263,7 +286,8 @@ def _finish(
     """Optimise to the end, export, show; and say in run.json how it went."""
     try:
         note("optimise")
-        take = propelled(run.recipe.propeller, device) if run.recipe.propeller else None
+        spec = run.recipe.propeller
+        take = propelled(spec, device, devices.others(device)) if spec else None
         scene = loop.optimise(run.recipe, run, priors, device, watch, start, take)
         exported = _write(run, scene, run.recipe, device, note)
         run.update(status="complete", export=exported.facts())
@@ -274,17 +298,41 @@ def _finish(
             f"interrupted; what is done is kept. Go on with: dreamkit resume {quote(str(run.path))}"
         ) from stop
     except (RunError, InputError) as error:
-        run.update(status="failed", error=str(error))
+        with suppress(RunError):  # a disk that is full has no room for this either; what it said first is the news
+            run.update(status="failed", error=str(error))
         raise
 
 
-def _write(
-    run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: Note, folder: Path | None = None
-) -> Exported | Picture:
-    """The asset and the pictures of it, in the run's folder or another; of particles each in a folder of its own."""
-    folder = folder or run.path
+def _write(run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: Note) -> Exported | Picture | Several:
+    """The asset and the pictures of it; of particles each in a folder of its own, and one picture of all."""
+    written = [_write_one(run, one, recipe, device, note, own) for one, own in _each(scene, run.path)]
+    if not isinstance(scene, ParticlesScene):
+        return written[0]
+    from dreamkit import preview
+
+    names = ["picture.png" if isinstance(one, Picture) else "preview.png" for one in written]
+    shown = [one.files[0].with_name(name) for one, name in zip(written, names, strict=True)]
+    preview.stacked(shown, run.path / "preview.png")
+    history = run.path / "images"
+    if isinstance(scene.scenes[0], CanvasScene) and any(history.glob("step_*.png")):
+        write_film(history, run.path / "history.gif")
+    return Several(tuple(written))
+
+
+def _each(scene: Scene, folder: Path) -> list[tuple[Scene, Path]]:
+    """A scene and the folder for what is made of it; of particles each with one of its own in there. They are made."""
+    found = [(scene, folder)]
     if isinstance(scene, ParticlesScene):
-        return _write_particles(run, scene, recipe, device, note)
+        found = [(one, folder / f"particle_{number}") for number, one in enumerate(scene.scenes)]
+    for _, own in found:
+        make_folder(own)
+    return found
+
+
+def _write_one(
+    run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: Note, folder: Path
+) -> Exported | Picture:
+    """One asset and the pictures of it."""
     if isinstance(scene, CanvasScene):
         return export_picture(scene, folder, folder / "images")
     if not isinstance(scene, Volume | Solid):
@@ -308,17 +356,3 @@ def _scene(run: Run, device: torch.device) -> tuple[Scene, int]:
     if state is None:
         raise InputError(f"{run.path} has no checkpoint yet. Go on with it: dreamkit resume {run.path}")
     return state.scene, state.step
-
-
-def _write_particles(
-    run: Run, scene: ParticlesScene, recipe: Recipe, device: torch.device, note: Note
-) -> Exported | Picture:
-    """Every particle's asset in particle_0/, particle_1/, ... of the run's folder; returned is the first, with all
-    files."""
-    written = []
-    for number, particle in enumerate(scene.scenes):
-        folder = run.path / f"particle_{number}"
-        with plainly(folder):
-            folder.mkdir(exist_ok=True)
-        written.append(_write(run, particle, recipe, device, note, folder))
-    return replace(written[0], files=tuple(file for one in written for file in one.files))

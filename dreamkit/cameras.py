@@ -7,6 +7,7 @@ the vertical field of view. Azimuth is counted counter-clockwise seen from above
 Scenes live in the cube [-1, 1]^3; distances are in its units.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -127,6 +128,13 @@ class Orbit:
     def __post_init__(self) -> None:
         if self.group < 1:
             raise InputError(f"Orbit.group is the number of views of one object, at least 1; got {self.group}.")
+        if self.size < 1:
+            raise InputError(f"Orbit.size is the number of pixels along a side, at least 1; got {self.size}.")
+        bounds = {"distance": (1e-3, math.inf), "fov_degrees": (1e-3, 179.0), "elevation_degrees": (-90.0, 90.0)}
+        for name, (least, most) in {**bounds, "azimuth_degrees": (-math.inf, math.inf)}.items():
+            low, high = getattr(self, name)
+            if not least <= low <= high <= most:
+                raise InputError(f"Orbit.{name} is a range (low, high) within {least:g} to {most:g}; got {low, high}.")
 
     def sample(self, count: int, streams: Streams, name: str = "camera") -> Cameras:
         """`count` cameras, a multiple of the group, from the stream `name`."""

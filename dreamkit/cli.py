@@ -1,12 +1,16 @@
 """The command line: arguments to one library call, and a line that says where the result is.
 
-Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted. A user never sees a traceback for a mistake.
+Exit codes: 0 done, 1 a run failed or a file could not be read or written, 2 bad input, 130 interrupted. A user never
+sees a traceback for a mistake.
 """
 
 import argparse
+import contextlib
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +19,23 @@ from dreamkit.errors import InputError, RunError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     try:
-        given.command(given)
+        with _plain_warnings():
+            given.command(given)
+        print(end="", flush=True)
     except InputError as error:
         print(f"dreamkit: {error}", file=sys.stderr)
         return 2
     except RunError as error:
         print(f"dreamkit: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read has read enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush is quiet too
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"dreamkit: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"dreamkit: {stop.args[0] if stop.args else 'interrupted.'}", file=sys.stderr)
@@ -36,7 +48,7 @@ def generate(given: argparse.Namespace) -> None:
 
     with _Progress() as progress:
         result = api.generate(
-            given.prompt,
+            _prompt(given.prompt),
             system=given.system,
             guidance=given.guidance,
             representation=given.representation,
@@ -67,7 +79,7 @@ def export(given: argparse.Namespace) -> None:
     from dreamkit import api
 
     settings = _settings(given.set)
-    if given.formats:
+    if given.formats is not None:
         settings["formats"] = f"({', '.join(repr(name.strip()) for name in given.formats.split(','))},)"
     if api.is_file(given.run):
         _convert(given, settings)
@@ -93,7 +105,7 @@ def render(given: argparse.Namespace) -> None:
     from dreamkit import api
 
     folder = api.render(given.run, views=given.views, size=given.size, elevation=given.elevation, device=given.device)
-    print(f"{given.views} views in {folder}")
+    print(f"{given.views} view{'s' * (given.views > 1)} in {folder}")
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -136,12 +148,38 @@ def show(given: argparse.Namespace) -> None:
 
 
 def _report(result: Any) -> None:
+    from dreamkit.export import Several
+
     exported, path = result.exported, result.run.path
-    shown = [path / name for name in ("preview.png", "turntable.mp4", "preview.html")]
-    others = [file.name for file in (*exported.files[1:], *shown) if file.exists()]
-    print(f"{exported.files[0]}  {exported}")
-    if others:
-        print(f"also there: {', '.join(others)}")
+    for one in exported.each if isinstance(exported, Several) else (exported,):
+        folder = one.files[0].parent
+        shown = [folder / name for name in ("preview.png", "turntable.mp4", "preview.html")]
+        others = [file.name for file in (*one.files[1:], *shown) if file.exists()]
+        print(f"{one.files[0]}  {one}")
+        if others:
+            print(f"also there: {', '.join(others)}")
+    if isinstance(exported, Several):
+        print(f"{path / 'preview.png'}  all of them")
+
+
+def _prompt(words: list[str]) -> str:
+    if len(words) > 1:
+        raise InputError(f'a prompt of several words goes in quotes: "{" ".join(words)}"')
+    return words[0]
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, without their place in the code."""
+
+    def plain(message: Warning | str, kind: type[Warning], file: str, number: int, line: str | None = None) -> str:
+        return f"dreamkit: warning: {message}\n"
+
+    kept, warnings.formatwarning = warnings.formatwarning, plain  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = kept
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -226,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("generate", generate, "make an asset from a prompt")
-    sub.add_argument("prompt", help='what to make, such as "a red mug"')
+    sub.add_argument("prompt", nargs="+", metavar="PROMPT", help='what to make, in quotes, such as "a red mug"')
     sub.add_argument("--system", help="a system's name or the path of a .py file (default: toybox)")
     sub.add_argument(
         "--guidance",
@@ -235,11 +273,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--representation", help="a representation in the place of the system's, such as nerf")
     sub.add_argument("--prior", help="toybox, a diffusers pipeline folder, or a hub id")
     sub.add_argument(
-        "--from", dest="start", type=Path, metavar="RUN|FILE", help="begin with the scene of a run, a mesh, or splats"
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="RUN|FILE",
+        help="begin with the scene of a run, a mesh, or splats; for a system that wants a sketch, a mesh",
     )
     sub.add_argument("--keep", choices=("geometry",), help="leave the shape of a mesh as it is")
     sub.add_argument("--source-prompt", help="for rules that edit: what that scene is (default: its own prompt)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=int, default=0, help="another seed, another asset (default: %(default)s)")
     sub.add_argument("--steps", type=int, help="total steps (default: the system's)")
     sub.add_argument("--out", type=Path, help="the run folder (default: outputs/<prompt>/<time>-<system>-<seed>)")
     _add_device(sub)
@@ -255,9 +297,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_set(sub, "any field of Export, such as face_budget=5000")
     sub = command("render", render, "pictures of a run's scene from all round")
     sub.add_argument("run", type=Path, help="a run folder")
-    sub.add_argument("--views", type=int, default=8)
-    sub.add_argument("--size", type=int, default=256, help="pixels along each side")
-    sub.add_argument("--elevation", type=float, default=15.0, help="degrees above the horizon")
+    sub.add_argument("--views", type=int, default=8, help="how many, evenly round the object (default: %(default)s)")
+    sub.add_argument("--size", type=int, default=256, help="pixels along each side (default: %(default)s)")
+    sub.add_argument("--elevation", type=float, default=15.0, help="degrees above the horizon (default: 15)")
     _add_device(sub)
     sub = command("eval", evaluate, "numbers for finished runs: as a table, as JSON, as a page")
     sub.add_argument("run", type=Path, nargs="+", help="run folders")

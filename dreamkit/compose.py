@@ -1,20 +1,26 @@
-"""Recipes from names: a system with parts replaced, geometry kept, sources to edit."""
+"""Recipes from names: a system with parts replaced, geometry kept, sketches, sources to edit."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dreamkit.disk import expanded
 from dreamkit.errors import InputError, nearest
 from dreamkit.guidance import rules
 from dreamkit.guidance.estimate import Guided
+from dreamkit.guidance.levels import Uniform
 from dreamkit.guidance.rule import Rule
+from dreamkit.losses import Weighted
 from dreamkit.priors import Diffusers
 from dreamkit.recipe import Guide, Recipe, Stage, load, override
 from dreamkit.representations import REPRESENTATIONS
 from dreamkit.representations.canvas import Canvas
 from dreamkit.representations.mesh import MeshSurface
 from dreamkit.representations.representation import Representation
+from dreamkit.representations.sketch import Sketch, queries
 
 
 def compose(
@@ -28,7 +34,8 @@ def compose(
     """The recipe of a system with parts replaced. Raises InputError with the nearest names for an unknown one.
 
     Another rule keeps the system's range of levels and its guidance scales: these belong to the prior and the length of
-    the run, and rules are compared by what else they are.
+    the run, and rules are compared by what else they are. Only a rule that goes through levels in an order of its
+    own, or that is nothing but its levels, keeps them.
     """
     recipe = load(system)
     rule = None if guidance is None else rules_by_name().get(guidance.lower())
@@ -37,12 +44,12 @@ def compose(
     if isinstance(representation, str) and representation not in REPRESENTATIONS:
         raise InputError(f"there is no representation {representation!r}. {nearest(representation, REPRESENTATIONS)}")
 
-    if prior and Path(prior).expanduser().is_dir():
-        prior = str(Path(prior).expanduser().resolve())  # so that a run can be resumed from anywhere
+    if prior is not None and expanded(prior).is_dir():
+        prior = str(expanded(prior).resolve())  # so that a run can be resumed from anywhere
 
     def changed_guide(guide: Guide) -> Guide:
         new = _in_system(rule, guide.rule) if rule else guide.rule
-        return replace(guide, rule=new, prior=Diffusers(prior) if prior else guide.prior)
+        return replace(guide, rule=new, prior=guide.prior if prior is None else Diffusers(prior))
 
     def changed(stage: Stage) -> Stage:
         own = stage.representation if representation is None else representation
@@ -66,13 +73,17 @@ def rules_by_name() -> dict[str, Rule]:
     return {name.lower(): value for name, value in vars(rules).items() if isinstance(value, Rule)}
 
 
-def keeping(recipe: Recipe, keep: str | None) -> Recipe:
-    """The recipe with what is to be kept locked. Raises InputError if a representation has no lock for it."""
+def keeping(recipe: Recipe, keep: str | None, starts: bool) -> Recipe:
+    """The recipe with what is to be kept locked.
+
+    Raises InputError if a representation has no lock for it, or if nothing is there: a recipe that neither `starts`
+    from a scene nor names a mesh.
+    """
     if keep is None:
         return recipe
     if keep != "geometry":
         raise InputError(f"--keep {keep}: what can be kept is geometry.")
-    kept = []
+    kept: list[Stage] = []
     for stage in recipe.stages:
         spec = stage.representation
         if not isinstance(spec, MeshSurface):
@@ -80,8 +91,39 @@ def keeping(recipe: Recipe, keep: str | None) -> Recipe:
                 f"--keep geometry: the shape of a {type(spec).__name__} cannot be locked. Use --representation mesh, "
                 "or --from a mesh file without another representation."
             )
+        if not starts and not spec.source and not kept:
+            raise InputError("--keep geometry: there is no shape to keep. Give a mesh, or a run, with --from.")
         kept.append(replace(stage, representation=replace(spec, keep_geometry=True)))
     return replace(recipe, stages=tuple(kept))
+
+
+def wants_sketch(recipe: Recipe) -> bool:
+    """Whether a loss of the recipe is a `Sketch` without a file."""
+    return any(_is_open(loss) for stage in recipe.stages for loss in stage.losses)
+
+
+def sketched(recipe: Recipe, path: str | Path | None) -> Recipe:
+    """The recipe with a mesh file in its open sketches, if it has some. Raises InputError if that cannot be used, or
+    there is none."""
+    if not wants_sketch(recipe):
+        return recipe
+    file = "" if path is None else str(expanded(path).resolve())
+    if path is not None and expanded(path).is_dir():
+        raise InputError(f"a sketch is a mesh file, and {path} is a folder: give the mesh.glb in it with --from.")
+
+    def filled(loss: Weighted) -> Weighted:
+        if not (isinstance(loss.function, Sketch) and _is_open(loss)):
+            return loss
+        sketch = replace(loss.function, path=file)
+        queries(sketch.path, sketch.radius, torch.device("cpu"))  # says now what is wrong with the file
+        return replace(loss, function=sketch)
+
+    stages = (replace(stage, losses=tuple(filled(loss) for loss in stage.losses)) for stage in recipe.stages)
+    return replace(recipe, stages=tuple(stages))
+
+
+def _is_open(loss: Weighted) -> bool:
+    return isinstance(loss.function, Sketch) and not loss.function.path
 
 
 def editing(recipe: Recipe, source_prompt: str | None, made_for: str | None) -> Recipe:
@@ -102,7 +144,8 @@ def editing(recipe: Recipe, source_prompt: str | None, made_for: str | None) -> 
 
 def _in_system(rule: Rule, system: Rule) -> Rule:
     """A rule with a system's range of levels, and with its guidance scale wherever it mixes predictions by one."""
-    rule = replace(rule, levels=rule.levels.within(system.levels))
+    if not _is_its_levels(rule):
+        rule = replace(rule, levels=rule.levels.within(system.levels))
     if not isinstance(system.trust, Guided):
         return rule
     scale = system.trust.scale
@@ -111,9 +154,16 @@ def _in_system(rule: Rule, system: Rule) -> Rule:
     return replace(rule, **scaled)
 
 
+def _is_its_levels(rule: Rule) -> bool:
+    """Whether a rule is another one but for its levels, as SDS_DREAMTIME is SDS: with a system's it would be that."""
+    other = replace(rule, levels=Uniform())
+    return rule != other and other in rules_by_name().values()
+
+
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
     if steps < len(recipe.stages):
-        raise InputError(f"--steps {steps}: at least one for each of the {len(recipe.stages)} stages is needed")
+        least = len(recipe.stages)
+        raise InputError(f"--steps {steps}: one for every stage of the system is needed, so at least {least}.")
     share = [max(1, round(steps * stage.steps / recipe.steps)) for stage in recipe.stages]
     share[share.index(max(share))] += steps - sum(share)
     stages = tuple(replace(stage, steps=n) for stage, n in zip(recipe.stages, share, strict=True))

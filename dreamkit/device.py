@@ -26,6 +26,13 @@ def choose(request: str = "auto") -> torch.device:
     return device
 
 
+def others(device: torch.device) -> list[torch.device]:
+    """The other devices that a run on `device` may use: for "cuda", which names none, all that CUDA shows."""
+    if device.type != "cuda" or device.index is not None:
+        return []
+    return [torch.device("cuda", index) for index in range(1, torch.cuda.device_count())]
+
+
 def installed(package: str) -> bool:
     """Whether `package` can be found, without importing it."""
     return importlib.util.find_spec(package) is not None

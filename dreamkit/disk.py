@@ -54,6 +54,29 @@ def plainly(path: Path) -> Iterator[None]:
         ) from error
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with a leading ~ as the home folder; as it is where nobody has that name."""
+    return Path(os.path.expanduser(path))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError if nothing can be written into this folder, which need not be there yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not os.path.isdir(there):
+        problem = f"{there} is a file"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        problem = f"{there} may not be written to"
+    else:
+        return
+    raise InputError(f"nothing can be written into {folder}: {problem}. Choose another place with --out.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and those above it, if they are not there. Raises RunError if the disk says no."""
+    with plainly(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def check_space(folder: Path, space: int) -> None:
     """Raise InputError if fewer than `space` bytes are free where the folder is, or will be."""
     there = next((place for place in (folder, *folder.absolute().parents) if os.path.isdir(place)), None)

@@ -57,6 +57,7 @@ def catalogue(what: str | None = None) -> dict[str, dict[str, str]]:
         "priors": lambda: {
             "toybox": "a small world of coloured things, 64 x 64 pixels; ships with dreamkit",
             "PATH or HUB ID": "a diffusers pipeline: Stable Diffusion 1.x and 2.x, or a pixel-space one",
+            "Tiled(base=...)": "one of these that is shown several views as one picture: --set guides.0.prior=...",
         },
         "representations": lambda: {
             name: (inspect.getdoc(type(spec)) or "").splitlines()[0] for name, spec in REPRESENTATIONS.items()
@@ -90,7 +91,7 @@ def _costs(rule: rules.Rule) -> str:
     parts, empty = rule.parts(prior, Streams(0, -1)), torch.zeros(1, 1, 8, 8)
     where = Geometry(ring(1), empty, empty)
     gradient(rule, prior, x, conditions, Streams(0, 0), 0.5, {"source": x}, parts, where)
-    samples, calls = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((prior.samples, "sample"), (prior.calls, "call")))
+    samples, calls = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((prior.samples, "sample"), (prior.calls, "call")))
     walks = isinstance(rule.noise, Inverted | Simulated)  # a path, whose length depends on the level
     facts = [f"{'about ' if walks else ''}{samples} in {calls}"]
     ends = (getattr(resolve(rule, progress).trust, "scale", None) for progress in (0.0, 1.0))

@@ -5,8 +5,9 @@ What is measured is the exported mesh as it was written, in its own pose and sca
 
     protocol        how it was measured: views, elevations, size, background, judge (a hash of its weights), and with a
                     CLIP model its folder, picture size, background and the number of prompts it chose from
-    runs            one object a run:
-      path, prompt, system, seed, seconds (optimising), status
+    runs            one object a run; of a run of particles one a particle:
+      path, prompt, system, seed, seconds (optimising, the whole run), status
+      particle      its number, of a run of particles
       health        counts of `metrics.health`: faces, components, open edges, ...
       saturation    of `metrics.pictures`
       judge         only for prompts of the toybox's world, and so are truth and on_truth
@@ -27,7 +28,8 @@ What is measured is the exported mesh as it was written, in its own pose and sca
       clip          score (`metrics.clip.clip_score`), r_precision (among the prompts of all runs; null for only one)
     means           by column: mean, and the number of runs it is over. Also janus_assets, the share of two-faced runs
                     among those that have a back, and janus_views, faces_behind over back_views, both summed
-    prompts         for each prompt of several runs: runs, diversity (`metrics.pictures.diversity` of their views)
+    prompts         for each prompt of several such objects: how many runs, diversity (`metrics.pictures.diversity` of
+                    their views)
 """
 
 import hashlib
@@ -44,7 +46,7 @@ from dreamkit import pages
 from dreamkit.assets.compare import silhouette_iou
 from dreamkit.assets.files import READ, read
 from dreamkit.cameras import Cameras
-from dreamkit.disk import write_whole
+from dreamkit.disk import make_folder, write_whole
 from dreamkit.errors import InputError
 from dreamkit.export import check_cameras
 from dreamkit.images import Images
@@ -88,13 +90,15 @@ COLUMNS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Sight:
-    """A run's mesh, and its pictures."""
+    """A run's mesh, or that of one of its particles, and its pictures."""
 
     run: Run
     mesh: Mesh
     images: Images
     clip: Tensor | None
     """Unit vectors [B, D] of its pictures."""
+    particle: int | None = None
+    """Which one of the run's, if it has several."""
 
     @property
     def asked(self) -> Asked | None:
@@ -116,31 +120,33 @@ def measure(
     Raises InputError for a folder that is no run or has no mesh, and for a CLIP folder that cannot be read; all before
     anything is measured.
     """
-    runs = [(run, mesh_file(run)) for run in (Run.open(path) for path in _distinct(paths))]
+    runs = [(run, mesh_files(run)) for run in (Run.open(path) for path in _distinct(paths))]
     model = None if clip is None else Clip(clip, device)
     sights, found = list[Sight](), []
     prompts = list(dict.fromkeys(run.prompt for run, _ in runs))
     texts = None if model is None else model.texts(prompts)
-    for run, file in runs:
-        note(f"measure {run.path}")
-        mesh = read(file)
+    for run, number, file in ((run, number, file) for run, files in runs for number, file in enumerate(files)):
+        note(f"measure {file.parent}")
+        mesh, particle = read(file), None if file.parent == run.path else number
         images = render_mesh(mesh, check_cameras(), background=BACKGROUND, lit=True, device=device)
-        sights.append(Sight(run, mesh, images, None if model is None else _seen_by(model, mesh, device)))
+        sights.append(Sight(run, mesh, images, None if model is None else _seen_by(model, mesh, device), particle))
         found.append(_measured(sights[-1], prompts, texts, device))
     report = {"protocol": _protocol(model, prompts), "runs": found, "means": means(found)}
     return report | {"prompts": _by_prompt(sights)}, sights
 
 
-def mesh_file(run: Run) -> Path:
-    """The first mesh that a run exported. Raises InputError if there is none."""
+def mesh_files(run: Run) -> list[Path]:
+    """The first mesh that a run exported, or that it exported of each particle. Raises InputError if there is none."""
     names = (run.facts.get("export") or {}).get("files", [])
-    there = [run.path / name for name in names if Path(name).suffix in READ and (run.path / name).is_file()]
+    meshes = [name for name in names if Path(name).suffix in READ and Path(name).stem == "mesh"]  # points are splats
+    there = [run.path / name for name in meshes if (run.path / name).is_file()]
     if not there:
+        finish = "" if run.status == "complete" else f"Finish it with `dreamkit resume {run.path}`, or write "
         raise InputError(
-            f"{run.path} has no exported mesh to measure (status: {run.status}). Finish it with `dreamkit resume "
-            f"{run.path}`, or write it again with `dreamkit export {run.path}`."
+            f"{run.path} has no exported mesh to measure (status: {run.status}). {finish or 'Write '}one with "
+            f"`dreamkit export {run.path} --formats glb`."
         )
-    return there[0]
+    return list({file.parent: file for file in reversed(there)}.values())[::-1]
 
 
 def _distinct(paths: Sequence[str | Path]) -> list[Path]:
@@ -162,6 +168,7 @@ def _measured(sight: Sight, prompts: list[str], texts: Tensor | None, device: to
     run, images = sight.run, sight.images
     facts: dict[str, Any] = {name: run.facts[name] for name in ("prompt", "system", "seed")}
     facts |= {"path": str(run.path), "status": run.status, "seconds": _seconds(run)}
+    facts |= {} if sight.particle is None else {"particle": sight.particle}
     facts["health"] = health(sight.mesh).facts()
     facts["saturation"] = _rounded(_saturation(images))
     if sight.asked is not None:
@@ -311,13 +318,17 @@ def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     out."""
     columns = [name for name, place in COLUMNS.items() if any(at(run, place) is not None for run in report["runs"])]
     rows = [
-        [run["prompt"], str(run["seed"]), *(_cell(at(run, COLUMNS[name])) for name in columns)]
-        for run in report["runs"]
+        [run["prompt"], _which(run), *(_cell(at(run, COLUMNS[name])) for name in columns)] for run in report["runs"]
     ]
     if len(rows) > 1:
         shown = (report["means"][name]["mean"] for name in columns)
         rows.append([f"mean of {len(rows)}", "", *(_cell(value) for value in shown)])
     return ["prompt", "seed", *columns], rows
+
+
+def _which(run: dict[str, Any]) -> str:
+    """Which run of its prompt: the seed, and the particle if there are several."""
+    return f"{run['seed']} ({run['particle']})" if "particle" in run else str(run["seed"])
 
 
 def _cell(value: Any) -> str:
@@ -356,7 +367,7 @@ def page(report: dict[str, Any], sights: Sequence[Sight]) -> bytes:
     """A page with the protocol, the table, and every run's views."""
     parts = [pages.table(*table(report)), *(pages.paragraph(line) for line in remarks(report))]
     for facts, sight in zip(report["runs"], sights, strict=True):
-        parts.append(pages.heading(f"{facts['prompt']}, seed {facts['seed']}"))
+        parts.append(pages.heading(f"{facts['prompt']}, seed {_which(facts)}"))
         said = (facts.get("judge") or {}).get("said") or [None] * len(sight.images)
         for picture, word in zip(sight.images.rgb, said, strict=True):
             text = "" if word is None else f"{', '.join(word['kinds']) or 'nothing'}; {word['colour']}; {word['view']}"
@@ -368,7 +379,7 @@ def page(report: dict[str, Any], sights: Sequence[Sight]) -> bytes:
 def write(report: dict[str, Any], sights: Sequence[Sight], out: Path) -> tuple[Path, Path]:
     """Write the JSON to `out` and the page beside it, under the same name with .html."""
     check_name(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     shown = out.with_suffix(".html")
     write_whole(out, (json.dumps(report, indent=1) + "\n").encode())
     write_whole(shown, page(report, sights))

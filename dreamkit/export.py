@@ -92,6 +92,25 @@ class Picture:
         return {"files": [path.name for path in self.files], "size": list(self.size)}
 
 
+@dataclass(frozen=True)
+class Several:
+    """What was written of a run of particles: of each what is written of one, in a folder of its own."""
+
+    each: tuple[Exported | Picture, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(file for one in self.each for file in one.files)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{one.files[0].parent.name}: {one}" for one in self.each)
+
+    def facts(self) -> dict[str, Any]:
+        """The report as JSON values: all files, by folder and name, and what is known of each particle."""
+        files = [f"{file.parent.name}/{file.name}" for file in self.files]
+        return {"files": files, "particles": [one.facts() for one in self.each]}
+
+
 def export_picture(scene: CanvasScene, folder: Path, history: Path | None = None) -> Picture:
     """Write a canvas as `picture.png`, and the pictures of a folder, in order of their names, as `history.gif`."""
     with torch.no_grad():

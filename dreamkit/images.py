@@ -25,6 +25,8 @@ class RaySamples:
     direction: Tensor
     opacity: Tensor
     """1 - exp(-density * length) of each sample."""
+    position: Tensor
+    """[S, 3] world units."""
 
 
 @dataclass

@@ -23,7 +23,13 @@ class Weighted:
     """`weight * function(images, scene)`; the weight may be a Schedule, resolved before the call."""
 
     function: Loss
+    """Also a frozen dataclass that can be called so: a loss with data, such as a `Sketch`."""
     weight: Number = 1.0
+
+    @property
+    def name(self) -> str:
+        """By which its figures are logged."""
+        return str(getattr(self.function, "__name__", type(self.function).__name__.lower()))
 
     def __call__(self, images: Images, scene: Any) -> Tensor:
         return fixed(self.weight) * self.function(images, scene)

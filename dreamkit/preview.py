@@ -6,7 +6,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -30,6 +30,14 @@ def preview_png(mesh: Mesh, path: Path | str, size: int = 256, device: torch.dev
     rows = [np.concatenate(list(views[i : i + 4]), axis=1) for i in (0, 4)]
     write_whole(Path(path), png_bytes(np.concatenate(rows)))
     return Path(path)
+
+
+def stacked(pictures: Sequence[Path], path: Path) -> Path:
+    """Pictures of one width from files, one under another."""
+    from PIL import Image
+
+    write_whole(path, png_bytes(np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in pictures])))
+    return path
 
 
 def turntable(

@@ -10,14 +10,19 @@ The error of a guess is the mean squared difference of all parameters. After eve
 errors there are.
 
 The gradients are computed by threads, one for each step of the window, each on a copy of the scene: kernels and tensor
-operations release the interpreter, so threads use several cores, and one GPU's streams are shared. Several GPUs are not
-used. Rules that train or remember something are refused (`recipe.Recipe`).
+operations release the interpreter, so threads use several cores; threads on one GPU share its stream. Several devices
+take the steps of a window in turn: the first, which always counts, is the run's own. Each of the others holds the
+priors too, and its gradients are moved to where the step is taken. Where a guess is worked on changes no more of a run
+than the devices differ in rounding.
+
+Rules that train or remember something are refused (`recipe.Recipe`).
 """
 
 import copy
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import cycle, takewhile
 from typing import Any
 
 import torch
@@ -31,26 +36,65 @@ from dreamkit.step import Take, advance, differentiate
 from dreamkit.streams import Streams
 
 
-def propelled(spec: Propeller, device: torch.device) -> Take:
-    """What takes the place of `take_step`: one round, which is at least one step and at most a window of them."""
-    replicas: dict[int, list[Scene]] = {}
+@dataclass(frozen=True)
+class _Home:
+    """A device, and the priors on it."""
+
+    device: torch.device
+    priors: dict[Any, Prior]
+
+    def differentiate(self, stage: Stage, state: State, first: int, prompt: str, seed: int) -> dict[str, Any]:
+        with torch.cuda.device(self.device if self.device.type == "cuda" else -1):  # every thread begins on the first
+            return differentiate(stage, state, first, self.priors, prompt, seed)
+
+
+@dataclass(frozen=True)
+class _Replica:
+    """A scene that holds a guess, and the stage's source if it is needed beside it, away from the run's own device."""
+
+    scene: Scene
+    source: Scene | None
+
+
+def propelled(spec: Propeller, device: torch.device, others: Sequence[torch.device] = ()) -> Take:
+    """What takes the place of `take_step`: one round, which is at least one step and at most a window of them.
+
+    `device` is where the state and its priors are; `others` share the work (`device.others`). The first round loads the
+    priors onto them.
+    """
+    homes: list[_Home] = []
+    replicas: dict[int, list[_Replica]] = {}
 
     def take(
         stage: Stage, state: State, first: int, priors: dict[Any, Prior], prompt: str, seed: int
     ) -> dict[str, Any]:
+        if not homes:
+            further = others[: spec.window - 1]
+            homes.extend([_Home(device, priors), *(_Home(at, {key: key.load(at) for key in priors}) for at in further)])
         if first not in replicas:
             replicas.clear()
-            replicas[first] = [stage.scenes.build(device, Streams(seed, -1)) for _ in range(spec.window - 1)]
+            replicas[first] = [_replica(stage, state, homes, i, seed) for i in range(1, spec.window)]
         count = min(spec.window, first + stage.steps - state.step)
         states = _guessed(spec, state, replicas[first][: count - 1])
         with ThreadPoolExecutor(count) as pool:
-            jobs = [pool.submit(differentiate, stage, each, first, priors, prompt, seed) for each in states]
+            turns = zip(cycle(homes), states, strict=False)
+            jobs = [pool.submit(home.differentiate, stage, each, first, prompt, seed) for home, each in turns]
             figures = [job.result() for job in jobs]
         drifts = [_Drift(each.scene, bool(found["skipped"])) for each, found in zip(states, figures, strict=True)]
         taken = _roll(spec, stage, states, first, seed, drifts)
         return figures[taken - 1] | {"taken": taken}
 
     return take
+
+
+def _replica(stage: Stage, state: State, homes: list[_Home], number: int, seed: int) -> _Replica:
+    """For step `number` of a window, on the device whose turn it is."""
+    home = homes[number % len(homes)]
+    scene, source = stage.scenes.build(home.device, Streams(seed, -1)), None
+    if state.source is not None and home is not homes[0]:
+        source = stage.scenes.build(home.device, Streams(seed, -1))
+        source.load(state.source.state())
+    return _Replica(scene, source)
 
 
 class _Drift:
@@ -63,18 +107,19 @@ class _Drift:
     def move(self, stage: Stage, state: State, first: int, seed: int) -> bool:
         """Take the step; returns whether guesses are worth nothing after it: no step, or other tensors."""
         for parameter, gradient in zip(_parameters(state.scene), self.gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
         return advance(stage, state, first, seed, self.bad) or self.bad
 
 
-def _guessed(spec: Propeller, state: State, replicas: list[Scene]) -> list[State]:
+def _guessed(spec: Propeller, state: State, replicas: list[_Replica]) -> list[State]:
     """The state itself, and one with a guessed scene for each of the steps after it."""
     if state.ahead is None or state.ahead["attempt"] != state.attempt:
         state.ahead = {"scenes": [_kept(state.scene)], "threshold": spec.threshold, "attempt": state.attempt}
     guesses, states = state.ahead["scenes"], [state]
-    for i, scene in enumerate(replicas):
-        scene.load(guesses[min(i, len(guesses) - 1)])  # beyond what was guessed, the last guess stands
-        states.append(replace(state, scene=scene, step=state.step + 1 + i))
+    for i, replica in enumerate(replicas):
+        replica.scene.load(guesses[min(i, len(guesses) - 1)])  # beyond what was guessed, the last guess stands
+        source = replica.source or state.source
+        states.append(replace(state, scene=replica.scene, source=source, step=state.step + 1 + i))
     return states
 
 

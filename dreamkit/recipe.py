@@ -137,12 +137,17 @@ class Export:
         for name in self.formats:
             if name not in FORMATS:
                 raise InputError(f"cannot export to {name!r}. {nearest(str(name), FORMATS)}")
+        if len(set(self.formats)) < len(self.formats):
+            raise InputError(f"Export.formats names a format twice: {', '.join(self.formats)}.")
         if "usdz" in self.formats:
             need_usd()
         _check_at_least("Export.grid_resolution", self.grid_resolution, 8)
         _check_at_least("Export.face_budget", self.face_budget, 4)
         _check_at_least("Export.texture_size", self.texture_size, 8)
         _check_at_least("Export.splats", self.splats, 1)
+        for name in ("unwrap_seconds", "turntable_seconds"):
+            if getattr(self, name) < 0:
+                raise InputError(f"Export.{name} is a time of at least 0 seconds; got {getattr(self, name):g}.")
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,8 @@ class Cadence:
 @dataclass(frozen=True)
 class Propeller:
     """Steps that are taken several at once (`dreamkit.propeller`): DreamPropeller, arXiv:2311.17082.
+
+    On the device "cuda" it uses every GPU there is, on "cuda:0" that one.
 
     window      how many steps are worked on at once
     threshold   the error of a guess up to which the steps that were built on it count; at the start of a stage

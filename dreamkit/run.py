@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from dreamkit.disk import check_space, is_locked, lock, plainly, sweep, write_whole
+from dreamkit.disk import check_space, expanded, is_locked, lock, plainly, sweep, write_whole
 from dreamkit.errors import InputError, RunError, nearest
 from dreamkit.recipe import Recipe, fingerprint, from_json, to_json
 
@@ -57,10 +57,9 @@ class Run:
     @staticmethod
     def check(out: str | Path | None, prompt: str, recipe: Recipe, root: str | Path = "outputs") -> None:
         """Say what `create` would say against these, without writing anything: before a model is loaded for nothing."""
-        if not prompt.strip():
-            raise InputError("the prompt is empty. Say what to make, such as 'a red mug'.")
+        _check_prompt(prompt)
         to_json(recipe)
-        folder = Path(out or root).expanduser()
+        folder = expanded(out or root)
         check_space(folder, SPACE)
         if out is not None and os.path.lexists(folder):
             _check_empty(folder)
@@ -85,11 +84,10 @@ class Run:
         Raises InputError, with nothing written, for an empty prompt, a folder that cannot be written or already holds
         something, too little space, and a recipe that could not be read back.
         """
-        if not prompt.strip():
-            raise InputError("the prompt is empty. Say what to make, such as 'a red mug'.")
+        _check_prompt(prompt)
         data = to_json(recipe)
-        check_space(Path(out or root).expanduser(), space)
-        run = Run(_new_folder(out, Path(root).expanduser(), prompt, system, seed), {}, recipe)
+        check_space(expanded(out or root), space)
+        run = Run(_new_folder(out, expanded(root), prompt, system, seed), {}, recipe)
         run._lock = lock(run.path)
         try:
             run.update(
@@ -112,10 +110,11 @@ class Run:
     @staticmethod
     def open(path: str | Path) -> "Run":
         """An existing run folder, to read. Raises InputError if it is none, is damaged, or is of a newer dreamkit."""
-        folder = Path(path).expanduser()
+        folder = expanded(path)
         file = folder / "run.json"
         if not os.path.isfile(file):  # unlike Path.is_file it takes any name
-            found = "there is no such folder" if not os.path.isdir(folder) else "it holds no run.json"
+            found = "it holds no run.json" if os.path.isdir(folder) else "there is no such folder"
+            found = "it is a file" if os.path.isfile(folder) else found
             raise InputError(f"{folder} is not a run: {found}. Give a folder such as outputs/a-red-mug/<time>-...")
         facts = _read_json(file)
         if not isinstance(facts.get("format"), int):
@@ -388,10 +387,20 @@ def unflatten(tensors: Mapping[str, Tensor], rest: Any) -> Any:
     return tensors[value] if kind == "tensor" else float(value)
 
 
+def _check_prompt(prompt: str) -> None:
+    if not prompt.strip():
+        raise InputError("the prompt is empty. Say what to make, such as 'a red mug'.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that no text has come to Python as surrogates
+        said = f"the prompt {prompt!r} is not text in UTF-8. Type it again, or set a UTF-8 locale."
+        raise InputError(said) from error
+
+
 def _new_folder(out: str | Path | None, root: Path, prompt: str, system: str, seed: int) -> Path:
     """Make the folder of a new run. Raises InputError if it cannot be made or already holds something."""
     if out is not None:
-        return _made(Path(out).expanduser())
+        return _made(expanded(out))
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(Path(system).stem)}-{seed}"
     for number in range(1, 1000):
         folder = root / slug(prompt) / (name if number == 1 else f"{name}-{number}")
@@ -405,9 +414,10 @@ def _made(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass  # the folder can be written
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         raise InputError(
-            f"the output folder {folder} cannot be written: {error.strerror or error}. Choose another with --out."
+            f"the output folder {folder} cannot be written: {getattr(error, 'strerror', None) or error}. "
+            "Choose another with --out."
         ) from error
     _check_empty(folder)
     return folder

@@ -279,5 +279,6 @@ def _described_tuple(kinds: tuple[Any, ...]) -> str:
     if not kinds:
         return "a tuple (a, b)"
     if kinds[-1] is Ellipsis:
-        return f"a tuple of items that are each {_described(kinds[0])}"
+        such = ", such as ('a', 'b')" if kinds[0] is str else ""
+        return f"a tuple of items that are each {_described(kinds[0])}{such}"
     return f"a tuple of {len(kinds)} ({', '.join(_described(kind) for kind in kinds)})"

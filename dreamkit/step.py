@@ -49,7 +49,7 @@ def differentiate(
     cameras = cameras_of(now, streams)
     with clock("render"):
         normals = any(guide.sees == "normal" for guide in now.guides) or needs_normals(now.losses)
-        images = state.scene.render(cameras, streams, now=now.representation, training=True, normals=normals)
+        images = state.scene.render(cameras, streams, now=now.representation, normals=normals)
         source = _source(state, cameras, streams, now, normals)
     losses: dict[str, Tensor] = {}
     figures: dict[str, Any] = {}
@@ -69,8 +69,7 @@ def differentiate(
         losses[f"guide{number}"] = fixed(guide.weight) * (guidance.gradient * x).sum() / len(x)
         figures[f"guide{number}"] = guidance.figures
     for term in now.losses:
-        name = term.function.__name__
-        losses[name] = losses.get(name, 0.0) + term(images, state.scene)
+        losses[term.name] = losses.get(term.name, 0.0) + term(images, state.scene)
     groups = state.scene.parameters(now.representation)
     with clock("backward"):
         for group in groups:
@@ -95,7 +94,8 @@ def _conditions(now: Stage, guide: Guide, prior: Prior, prompt: str, cameras: Ca
     conditions = view_conditions(prior, prompt, views, now.negative_prompt, now.source_prompt, said)
     conditions |= guide.rule.conditions(prior, prompt, cameras, now.view_words)
     numbers = cameras.camera_to_world.flatten(1).to(prior.device)
-    told = {name: prior.placed(condition, numbers) for name, condition in conditions.items()}
+    # What is bare of view words says nothing of the camera either: students are told it apart.
+    told = {n: prior.placed(c, 0 * numbers if n == "bare" else numbers) for n, c in conditions.items()}
     return told | {"camera": Condition({"camera": numbers})}
 
 
@@ -151,7 +151,7 @@ def _source(state: State, cameras: Cameras, streams: Streams, now: Stage, normal
     """For rules that edit: the same views, light and background of the scene as it was at the start of the stage."""
     if state.source is None:
         return None
-    return state.source.render(cameras, streams, now=now.representation, training=True, normals=normals)
+    return state.source.render(cameras, streams, now=now.representation, normals=normals)
 
 
 def _encoded(prior: Prior, picture: Tensor, guide: Guide, streams: Streams) -> Tensor:

@@ -1,10 +1,15 @@
-"""Quantities of triangle surfaces as tensors, differentiable: normals, and the edges they are smoothed along.
+"""Triangle surfaces as tensors, differentiable: normals, the edges they are smoothed along, points spread over them.
 
 Everywhere: vertices [V, 3] in world units, faces [F, 3] integers into them, counter-clockwise seen from outside.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from dreamkit.errors import InputError
+from dreamkit.streams import Streams
 
 LEAST = 1e-20
 """Squared lengths below this have no direction: 0, without gradient."""
@@ -45,3 +50,32 @@ def unique_edges(faces: Tensor) -> Tensor:
     count = int(ends.max()) + 1 if len(ends) else 1
     keys = (ends[:, 0] * count + ends[:, 1]).unique()
     return torch.stack([keys // count, keys % count], -1)
+
+
+class SurfacePoints(NamedTuple):
+    """N points on a surface."""
+
+    position: Tensor
+    """[N, 3] world units."""
+    face: Tensor
+    """[N] int64, the face each lies on."""
+    barycentric: Tensor
+    """[N, 3] weights of its corners."""
+
+
+def on_surface(vertices: Tensor, faces: Tensor, count: int, streams: Streams) -> SurfacePoints:
+    """`count` points drawn evenly over a surface, from the stream "surface"; differentiable in the vertices.
+
+    A face by its share of the area, then (1 - sqrt(r)) a + sqrt(r) (1 - t) b + sqrt(r) t c with r and t even in [0, 1)
+    (Osada et al., Shape Distributions, 2002, eq. 1). Raises InputError for a surface without area.
+    """
+    area = cross_products(vertices.detach().double(), faces).norm(dim=-1).cumsum(0)
+    if not len(area) or not float(area[-1]) > 0:
+        raise InputError("a mesh without area has no points on its surface")
+    draw = streams.uniform("surface", (3, count), like=area)
+    # By the cumulative area, not by torch.multinomial, which takes no more than 2^24 faces. On the right of equal sums
+    # is a face with area.
+    face = torch.searchsorted(area, draw[0] * area[-1], right=True).clamp(max=len(area) - 1)
+    root, along = draw[1].sqrt(), draw[2]
+    weight = torch.stack([1 - root, root * (1 - along), root * along], dim=-1).to(vertices)
+    return SurfacePoints((weight[..., None] * vertices[faces[face].long()]).sum(1), face, weight)

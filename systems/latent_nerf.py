@@ -5,8 +5,8 @@
 The texture first holds the prior's own latents, so that no step needs its encoder; then it is turned into colours and
 refined. The shape stays as it is. Without --from, a ball is painted. Needs the prior's weights and a GPU.
 
-The other two parts of the paper are not here: a radiance field of latents, and the loss that keeps one near a sketched
-shape.
+The loss that keeps a radiance field near a sketched shape is in the system `sketch_shape`; a radiance field of latents
+is not here.
 """
 
 from dreamkit.cameras import Orbit

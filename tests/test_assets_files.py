@@ -324,6 +324,13 @@ def told(mesh: Mesh, path: Path) -> list[str]:
     return said
 
 
+def test_a_ply_without_a_coordinate_says_which(tmp_path: Path) -> None:
+    lines = ["ply", "format ascii 1.0", "element vertex 1", "property float x", "property float y", "end_header", "0 0"]
+    (tmp_path / "a.ply").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="cannot be read as PLY: its vertices lack z"):
+        read(tmp_path / "a.ply")
+
+
 def test_what_is_odd_is_told_and_left_as_it_is(tmp_path: Path) -> None:
     mesh, path = plain(), tmp_path / "a.glb"
     assert told(mesh, path) == []

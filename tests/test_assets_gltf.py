@@ -367,3 +367,6 @@ def test_a_glb_cut_anywhere_is_refused(tmp_path: Path) -> None:
         (tmp_path / "a.glb").write_bytes(data[:end])
         with pytest.raises(InputError, match="cannot be read as GLB"):
             read(tmp_path / "a.glb")
+    (tmp_path / "a.glb").write_text("a page that says: not found")
+    with pytest.raises(InputError, match="it does not begin as a GLB does, with glTF; its 27 bytes are something else"):
+        read(tmp_path / "a.glb")

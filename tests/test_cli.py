@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import trimesh
 
 from dreamkit import cli
+from dreamkit.run import Run
 
 TINY = str(Path(__file__).parent / "data" / "tiny_system.py")
 
@@ -109,43 +111,60 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(tmp_path):
 
 # Bad input: one message, exit code 2, nothing written.
 
-MISTAKES = {
-    "unknown guidance": (("--guidance", "sdss"), "there is no guidance rule 'sdss'. Did you mean 'sds'"),
-    "unknown representation": (("--representation", "nerv"), "there is no representation 'nerv'. Did you mean 'nerf'?"),
-    "unknown system": (("--system", "dreamfusionn"), "there is no system 'dreamfusionn'. Did you mean 'dreamfusion'"),
-    "missing system file": (("--system", "gone/away.py"), "there is no system file gone/away.py"),
-    "unknown prior": (("--prior", "/no/such/folder"), "/no/such/folder"),
-    "misspelt field": (("--set", "guides.0.rule.wieght=1"), "Rule has no field 'wieght'. Did you mean 'weight'?"),
-    "unknown first word": (
-        ("--set", "stepz=10"),
-        "neither Recipe nor Stage has a field 'stepz'. Did you mean 'steps'?",
-    ),
-    "wrong type": (("--set", "steps=many"), "steps=many: a whole number is expected; got 'many'."),
-    "not a setting": (("--set", "steps"), "--set takes key.path=value; got 'steps'."),
-    "no steps": (("--steps", "0"), "--steps 0: at least one"),
-    "no such device": (("--device", "abacus"), "device 'abacus' is not a device."),
-    "device type": (("--device", "meta"), "device 'meta' is not supported"),
-    "no format": (("--set", "export.formats=()"), "Export.formats names no format. Known: glb, obj, ply, stl"),
-    "no guide": (("--set", "guides=()"), "Stage.guides holds no guide"),
-    "empty levels": (("--set", "guides.0.rule.levels.low=0.99"), "the range of levels is empty"),
-    "a bad optimiser": (("--set", "adam.betas=(1.5, 0.9)"), "Invalid beta parameter"),
-    "a negative rate": (
-        ("--set", "representation.table_rate=-1.0"),
-        "HashGrid.table_rate is a learning rate of at least 0; got -1.0.",
-    ),
-    "no pixels": (("--set", "cameras.size=0"), "this recipe cannot run"),
-    "unknown backend": (("--set", "representation.backend=wrap"), "backend 'wrap' is not known. Did you mean 'warp'?"),
-}
+MISTAKES = """
+    --guidance sdss                             => there is no guidance rule 'sdss'. Did you mean 'sds'
+    --representation nerv                       => there is no representation 'nerv'. Did you mean 'nerf'?
+    --representation ''                         => there is no representation ''. Known: dmtet, gaussians, image,
+    --system dreamfusionn                       => there is no system 'dreamfusionn'. Did you mean 'dreamfusion'
+    --system gone/away.py                       => there is no system file gone/away.py
+    --system ''                                 => there is no system ''. Known: dreamfusion,
+    --prior /no/such/folder                     => /no/such/folder
+    --prior ''                                  => is not a diffusers pipeline folder
+    --keep geometry                             => the shape of a HashGrid cannot be locked
+    --keep geometry --representation mesh       => there is no shape to keep. Give a mesh, or a run, with --from.
+    --from none.glb                             => none.glb
+    --from none                                 => none is not a run: there is no such folder.
+    --from HERE                                 => neither the folder of a run nor a file that ends in .glb,
+    --set guides.0.rule.wieght=1                => Rule has no field 'wieght'. Did you mean 'weight'?
+    --set stepz=10                              => neither Recipe nor Stage has a field 'stepz'. Did you mean 'steps'?
+    --set steps=many                            => steps=many: a whole number is expected; got 'many'.
+    --set steps                                 => --set takes key.path=value; got 'steps'.
+    --set batch=0                               => Stage.batch is a whole number of at least 1; got 0.
+    --set guides=()                             => Stage.guides holds no guide
+    --set guides.0.rule.levels.low=0.99         => the range of levels is empty
+    --set guides.0.rule.levels.low=-1           => a fraction of the schedule, from 0 to 1; got -1
+    --set 'adam.betas=(1.5, 0.9)'               => Invalid beta parameter
+    --set representation.table_rate=-1.0        => HashGrid.table_rate is a learning rate of at least 0; got -1.0.
+    --set representation.backend=wrap           => backend 'wrap' is not known. Did you mean 'warp'?
+    --set cameras.size=0                        => Orbit.size is the number of pixels along a side, at least 1; got 0.
+    --set 'cameras.distance=(3.0, 2.0)'         => Orbit.distance is a range (low, high) within 0.001 to inf; got (3.0,
+    --set 'cameras.elevation_degrees=(0.0, 91)' => Orbit.elevation_degrees is a range (low, high) within -90 to 90
+    --set export.formats=()                     => Export.formats names no format. Known: glb, obj, ply, stl
+    --set export.formats=glb                    => a tuple of items that are each text, such as ('a', 'b') is expected
+    --set "export.formats=('glb', 'glb')"       => Export.formats names a format twice: glb, glb.
+    --set export.turntable_seconds=-1           => Export.turntable_seconds is a time of at least 0 seconds; got -1.
+    --steps 0                                   => --steps 0: one for every stage of the system is needed, so at least
+    --device abacus                             => device 'abacus' is not a device.
+    --device meta                               => device 'meta' is not supported
+    with a blue hat                             => in quotes: "a red ball with a blue hat"
+    --out HERE/run                              => the output folder here.txt/run cannot be written
+"""
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_gets_one_message_and_leaves_nothing(name, tmp_path, capfd):
-    extra, message = MISTAKES[name]
-    code, _, err = run(capfd, *generate(*extra, out=tmp_path / "run"))
+@pytest.mark.parametrize("mistake", MISTAKES.strip().splitlines())
+def test_a_mistake_gets_one_message_and_leaves_nothing(mistake, tmp_path, monkeypatch, capfd):
+    extra, _, message = mistake.strip().partition("=> ")
+    (tmp_path / "here.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("HERE", "here.txt") for word in shlex.split(extra)]
+    usual = {"--system": TINY, "--out": "run"}
+    rest = [word for pair in usual.items() if pair[0] not in words for word in pair]
+    code, _, err = run(capfd, "generate", "a red ball", *words, *rest)
     assert code == 2
-    assert message in err
+    assert message.replace("HERE", "here.txt") in err
     assert "Traceback" not in err
-    assert not (tmp_path / "run").exists()
+    assert err.count("dreamkit:") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["here.txt"]
 
 
 def test_an_empty_prompt(tmp_path, capfd):
@@ -179,6 +198,68 @@ def test_a_folder_that_holds_something(finished, capfd):
     assert (finished / "run.json").read_bytes() == before
 
 
+def test_a_prompt_that_is_no_text(tmp_path, capfd):
+    """Bytes that are no UTF-8 reach Python as surrogates, which no file takes."""
+    code, _, err = run(capfd, "generate", "a red \udcff ball", "--system", TINY, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "is not text in UTF-8" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_asked_of_a_finished_run_in_vain(finished, tmp_path, capfd):
+    """Of a run, or of its mesh, each with one message; the run stays as it is."""
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name not in (".lock", "run.json")}
+    (tmp_path / "taken").write_text("mine")
+    mesh, taken = str(finished / "mesh.glb"), str(tmp_path / "taken")
+    for words, message in (
+        (("export", str(finished), "--formats", ""), "cannot export to ''"),
+        (("export", mesh, "--out", taken), f"nothing can be written into {taken}: {taken} is a file."),
+        (("export", mesh, "--out", f"{taken}/deeper"), f"{taken} is a file."),
+        (("export", taken, "--out", str(tmp_path / "new")), "neither the folder of a run nor a file that ends in .glb"),
+        (("export", str(finished / "run.json")), "neither the folder of a run nor a file that ends in .glb"),
+        (("eval", str(finished), "--out", f"{taken}/eval.json"), f"{taken} is a file."),
+        (("eval", mesh), "is not a run: it is a file."),
+        (("resume", taken), "is not a run: it is a file."),
+        (("render", str(finished), "--elevation", "nan"), "from -90 to 90 degrees"),
+        (("render", str(finished), "--views", "0"), "got 0 of 256 pixels"),
+    ):
+        code, _, err = run(capfd, *words)
+        assert (code, err.count("dreamkit:")) == (2, 1), words
+        assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_a_reader_that_has_read_enough_is_no_mistake():
+    """As `dreamkit list | head -1`: nothing on standard error."""
+    command = [sys.executable, "-m", "dreamkit.cli", "list", "systems"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    assert child.wait() == 1
+
+
+def test_a_home_that_cannot_be_written_costs_only_the_kept_kernels(tmp_path):
+    """Warp's folder of compiled kernels stands below it: there is a warning, and one that goes with the process."""
+    (tmp_path / "file").write_text("mine")
+    code = "from dreamkit.kernels import launch; print(launch.wp.config.kernel_cache_dir)"
+    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "WARP_CACHE_PATH"), str(tmp_path / "file"))
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | places)
+    assert child.returncode == 0
+    assert "Warp cannot keep compiled kernels" in child.stderr
+    assert "warp-" in child.stdout
+    assert not Path(child.stdout.strip()).exists()
+
+
+def test_a_file_that_cannot_be_read_is_named(finished, capfd, monkeypatch):
+    def denied(*arguments: object, **others: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "mesh.glb")
+
+    monkeypatch.setattr("dreamkit.api.render", denied)
+    code, _, err = run(capfd, "render", str(finished))
+    assert (code, err) == (1, "dreamkit: mesh.glb: Permission denied\n")
+
+
 def test_resume_of_a_finished_run(finished, capfd):
     code, _, err = run(capfd, "resume", str(finished))
     assert code == 2
@@ -193,20 +274,29 @@ def test_a_folder_that_is_no_run(verb, tmp_path, capfd):
     assert "is not a run: it holds no run.json" in err
 
 
-def test_a_disk_that_fills_up_keeps_the_last_checkpoint(finished, tmp_path, capfd, monkeypatch):
-    """The third checkpoint does not fit. There is one message; with space again the run ends as it would have."""
-    real, written = os.replace, []
+def on_a_disk(is_full, folder: Path, capfd, monkeypatch) -> tuple[int, str, str]:
+    """A run in `folder`, on a disk that takes no file whose name `is_full` says yes to."""
+    real = os.replace
 
-    def full(source: object, target: object) -> None:
-        written.append(str(target))
-        if sum(name.endswith(".safetensors") for name in written) == 3:
+    def replace(source: object, target: object) -> None:
+        if is_full(str(target)):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(source, target)
 
-    folder = tmp_path / "full"
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        code, _, err = run(capfd, *generate(out=folder))
+        patch.setattr(os, "replace", replace)
+        return run(capfd, *generate(out=folder))
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(finished, tmp_path, capfd, monkeypatch):
+    """The third checkpoint does not fit. There is one message; with space again the run ends as it would have."""
+    folder, written = tmp_path / "full", []
+
+    def is_full(name: str) -> bool:
+        written.append(name)
+        return sum(name.endswith(".safetensors") for name in written) == 3
+
+    code, _, err = on_a_disk(is_full, folder, capfd, monkeypatch)
     assert code == 1
     assert "the disk is full" in err
     assert sorted(path.name for path in (folder / "checkpoints").glob("*.safetensors")) == [
@@ -218,19 +308,26 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(finished, tmp_path, capf
     assert (folder / last).read_bytes() == (finished / last).read_bytes()
 
 
+def test_a_disk_that_stays_full_says_what_did_not_fit_first(tmp_path, capfd, monkeypatch):
+    """Not even run.json can say that the run failed; what is reported is the checkpoint."""
+    folder, refused = tmp_path / "full", []
+
+    def is_full(name: str) -> bool:
+        if refused or name.endswith(".safetensors"):
+            refused.append(name)
+        return bool(refused)
+
+    code, _, err = on_a_disk(is_full, folder, capfd, monkeypatch)
+    assert code == 1
+    assert "step_000005.safetensors could not be written" in err
+    assert len(refused) == 2
+    assert Run.open(folder).status == "interrupted"
+
+
 def test_a_disk_that_is_full_when_the_mesh_is_written(tmp_path, capfd, monkeypatch):
     """Optimising is not lost: the message says so, and resume makes the mesh."""
-    real = os.replace
-
-    def full(source: object, target: object) -> None:
-        if str(target).endswith("mesh.glb"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(source, target)
-
     folder = tmp_path / "full"
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        code, _, err = run(capfd, *generate(out=folder))
+    code, _, err = on_a_disk(lambda name: name.endswith("mesh.glb"), folder, capfd, monkeypatch)
     assert code == 1
     assert "the disk is full" in err
     assert not [path for path in folder.iterdir() if "mesh" in path.name]  # nothing half-written either

@@ -24,10 +24,11 @@ from dreamkit.representations import distil as teaching
 from dreamkit.representations.mesh import from_file
 from dreamkit.representations.network import Network
 from dreamkit.representations.particles import Particles
-from dreamkit.representations.surface import on_surface, signed_distance, surface_of
+from dreamkit.representations.surface import signed_distance, surface_of
 from dreamkit.state import handed_over
 from dreamkit.streams import Streams
 from dreamkit.toybox.kinds import ball, box
+from dreamkit.triangles import face_normals, on_surface
 
 STREAMS, CPU = Streams(0, -1), torch.device("cpu")
 VIEWS = orbit([20.0, 140.0, 260.0], 25.0, size=64)
@@ -115,8 +116,10 @@ def test_a_mesh_made_of_a_scene_looks_like_it(scenes, source):
 def test_a_signed_distance_stays_one(scenes):
     made = scenes["sdf"]
     mesh, _ = surface_of(scenes["mesh"], 5000, 48)
-    points, normals, _ = on_surface(mesh, 2000, Streams(1, 0))
-    near = points + 0.04 * normals * Streams(1, 0).normal("near", (2000, 1))
+    vertices, faces = torch.as_tensor(mesh.vertices), torch.as_tensor(mesh.faces)
+    points = on_surface(vertices, faces, 2000, Streams(1, 0))
+    normals = face_normals(vertices, faces)[points.face]
+    near = points.position + 0.04 * normals * Streams(1, 0).normal("near", (2000, 1))
     with torch.no_grad():
         # Its pictures show the surface 2 widths outside of where it is 0.
         error = made.distance(near) - signed_distance(mesh, near) - 2 * made.width

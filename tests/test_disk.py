@@ -53,6 +53,24 @@ def test_where_the_disk_says_no_the_old_file_stays(tmp_path: Path, monkeypatch, 
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]
 
 
+def test_a_folder_that_takes_nothing_is_said_before(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path, tmp_path / "new" / "deeper", Path("new")):
+        disk.check_folder(folder)
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(InputError, match=r"file is a file\. Choose another place"):
+            disk.check_folder(folder)
+        with pytest.raises(RunError, match="could not be written"):
+            disk.make_folder(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_home_that_nobody_has_is_a_name_like_others(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert disk.expanded("~/x") == Path("/home/somebody/x")
+    assert disk.expanded("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+
+
 def test_a_file_has_the_permissions_of_an_ordinary_one(tmp_path: Path):
     (tmp_path / "plain").write_text("x")
     disk.write_whole(tmp_path / "whole", b"x")

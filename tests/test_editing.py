@@ -15,8 +15,8 @@ from dreamkit.errors import InputError
 from dreamkit.guidance.estimate import Guided
 from dreamkit.guidance.levels import Uniform
 from dreamkit.guidance.rules import DDS, SDS
-from dreamkit.guidance.sampling import draw
 from dreamkit.priors import Bell, Diffusers, Gaussian
+from dreamkit.priors.sample import sample
 from dreamkit.recipe import Guide, Recipe, Stage, load
 from dreamkit.rehearsal import load_priors
 from dreamkit.representations.canvas import Canvas
@@ -188,7 +188,7 @@ def test_the_toyboxs_attention_is_a_map_of_the_words_that_differ_and_leaves_no_t
 def test_the_word_for_the_colour_is_looked_for_on_the_object(toybox):
     """A red mug as the prior draws it: the map of "blue" is brighter where the picture is red than where it is not."""
     prompt, null = toybox.condition(["a red mug, front view"]), toybox.condition([""])
-    x = draw(toybox, prompt, null, Streams(0, 0), steps=10, scale=7.5)
+    x = sample(toybox, prompt, null, Streams(0, 0), steps=10, scale=7.5)
     red, green, _ = interpolate(toybox.decode(x), (16, 16), mode="area")[0]
     noise = Streams(0, 1).normal("noise", tuple(x.shape))
     level = toybox.level(torch.tensor([0.4]))

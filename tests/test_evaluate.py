@@ -1,6 +1,7 @@
 """Evaluation, on runs whose meshes are the world's own, broken on purpose, or no world's at all."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import trimesh
 from dreamkit import api, cli, evaluate
 from dreamkit.assets.files import write
 from dreamkit.errors import InputError
+from dreamkit.evaluate import mesh_files
 from dreamkit.export import check_cameras
 from dreamkit.guidance.rules import SDS
 from dreamkit.meshes import Mesh, join
@@ -261,6 +263,19 @@ def test_the_command_prints_a_table_and_writes_json_and_a_page(tmp_path, capfd):
     assert page.count("<img ") == 24
     assert "<b>" not in page
     assert "https:" not in page
+
+
+def test_a_file_of_splats_is_no_mesh_to_measure(tmp_path):
+    folder = finished(tmp_path / "box", "a box", box())
+    record = json.loads((folder / "run.json").read_text())
+    shutil.copy(folder / "mesh.glb", folder / "points.glb")
+    record["export"]["files"] = ["points.glb", "mesh.glb"]
+    (folder / "run.json").write_text(json.dumps(record))
+    assert mesh_files(Run.open(folder)) == [folder / "mesh.glb"]
+    record["export"]["files"] = ["points.glb"]
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"no exported mesh .*status: complete\). Write one with `dreamkit export"):
+        mesh_files(Run.open(folder))
 
 
 def test_one_run_keeps_its_measurements(tmp_path):

@@ -19,7 +19,7 @@ from dreamkit.priors import Bell, Gaussian, Prior, view_conditions
 from dreamkit.recipe import load
 from dreamkit.streams import Streams
 from tests import test_loop
-from tests.test_guidance_rules import BELLS, AtK, G, Given, S, ball, batch, look, prior_of, same
+from tests.looking import BELLS, AtK, G, Given, S, ball, batch, look, prior_of, same
 
 TINY = test_loop.TINY
 CELLS, DRAWS = 6, 1500

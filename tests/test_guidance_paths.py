@@ -18,7 +18,7 @@ from dreamkit.guidance.weight import One, SigmaOverAlpha
 from dreamkit.priors import Bell
 from dreamkit.schedule import resolve
 from dreamkit.streams import Streams
-from tests.test_guidance_rules import (
+from tests.looking import (
     BELLS,
     MODES,
     PICTURES,
@@ -349,6 +349,9 @@ def test_a_rule_takes_over_a_systems_levels_and_keeps_its_own_second_one():
     assert rules.SDS.levels.within(system) == system
     assert rules.ISM.levels.within(system) == replace(rules.ISM.levels, base=system)
     assert rules.SDS.levels.within(rules.ISM.levels) == rules.ISM.levels.base
+    assert rules.MV_SDS.levels.within(Uniform(0.1, 0.2)) == Uniform(0.1, 0.2, "object")
+    assert rules.CDS.levels.within(system) == rules.CDS.levels  # a path of levels is the rule's own
+    assert rules.SDS.levels.within(rules.SDI.levels) == rules.SDI.levels
     with pytest.raises(ValueError, match="cannot lend"):
         rules.ISM.levels.within(TWO)
 

@@ -1,32 +1,40 @@
 """Every rule against closed forms on priors whose score is known, and against the others.
 
-Rules are looked at under pieces of the test's own (`AtK`, `Given`), which say the level and the noise; the expectation
-over the noise is Gauss-Hermite quadrature with 80 nodes, which here is exact to about 1e-12.
+The expectation over the noise is Gauss-Hermite quadrature with 80 nodes, which here is exact to about 1e-12.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from dreamkit.cameras import orbit
-from dreamkit.diffusion import Level
-from dreamkit.guidance import CSD, CSD_NEGATIVE, NFSD, SDS, SDS_ANNEALED, SJC, Rule, gradient, rules
-from dreamkit.guidance.estimate import Combination, Guided, Nothing, PerpNeg, Plain, rescaled
-from dreamkit.guidance.geometry import Geometry
-from dreamkit.guidance.levels import At, Uniform
-from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch, clip_pixels
-from dreamkit.guidance.rule import Levels, Noise, Noised, Probe, Weight
-from dreamkit.guidance.weight import Alpha, AlphaSigmaSquared, One, SigmaOverAlpha, SigmaSquared
-from dreamkit.priors import Bell, Condition, Gaussian, Mixture, Prior, view_conditions
-from dreamkit.schedule import Linear, resolve
+from dreamkit.guidance import CSD, CSD_NEGATIVE, NFSD, SDS, SJC, Rule, gradient
+from dreamkit.guidance.estimate import Combination, Guided, Nothing, PerpNeg, Plain
+from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch
+from dreamkit.guidance.weight import SigmaOverAlpha
+from dreamkit.priors import Bell, view_conditions
+from dreamkit.schedule import resolve
 from dreamkit.streams import Streams
-
-RULES = {name: value for name, value in vars(rules).items() if isinstance(value, Rule)}
+from tests.looking import (
+    BELLS,
+    MODES,
+    PICTURES,
+    RULES,
+    G,
+    S,
+    Times,
+    at,
+    batch,
+    colours,
+    guided,
+    look,
+    plain,
+    prior_of,
+    same,
+)
 
 # Samples through the prior for one step of batch one, at progress 0.25, and calls. A new rule says its own here.
 COST = {
@@ -67,85 +75,6 @@ MOST = {"ISM": (8, 7), "TSM": (9, 7), "CSM": (8, 7), "SDI": (24, 12), "DIVERSE_S
 
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
-# The prior of the golden table: s = 0.7, null 0.3, prompt 1.1, negative -0.5, so at scale 7.5 the guided mean is 6.3.
-BELLS = (Bell("", 0.3, 0.7), Bell("y", 1.1, 0.7), Bell("bad", -0.5, 0.7))
-MODES = (Bell("y", 1.0, 0.3), Bell("bad", -1.0, 0.3))
-S, G = 0.7, 7.5
-
-
-# Pieces that say the level and the noise ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AtK(Levels):
-    """Named levels of given k, the same for every sample (or one k a sample)."""
-
-    named: tuple[tuple[str, float | tuple[float, ...]], ...]
-
-    def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
-        return {name: prior.level_of_k(torch.tensor(k, dtype=torch.float64).expand(batch)) for name, k in self.named}
-
-
-@dataclass(frozen=True, eq=False)
-class Given(Noise):
-    value: Tensor
-
-    def __call__(self, probe: Probe) -> Noised:
-        return Noised(self.value)
-
-
-@dataclass(frozen=True)
-class Times(Weight):
-    weight: Weight
-    factor: float
-
-    def __call__(self, k: Tensor) -> Tensor:
-        return self.factor * self.weight(k)
-
-
-def at(rule: Rule, k: float | tuple[float, ...], noise: Tensor) -> Rule:
-    """The rule at a given level with a given noise; a second level, where it has one, stands a fifth off."""
-    others = {"upper": 1.2, "middle": 0.9, "lower": 0.8}
-    ks = torch.tensor(k, dtype=torch.float64)
-    named = tuple((name, tuple((ks * share).reshape(-1).tolist())) for name, share in others.items())
-    return replace(rule, levels=AtK((("main", k), *named)), noise=Given(noise))
-
-
-def batch(values: Tensor | list[float]) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
-
-
-def prior_of(bells: tuple[Bell, ...] = BELLS, parameterization: str = "eps", size: int = 1, channels: int = 1) -> Prior:
-    kind = Gaussian if any(bell.prompt == "" for bell in bells) else Mixture
-    return kind(bells, parameterization, size, channels).load("cpu")
-
-
-def conditions_of(prior: Prior, count: int) -> dict[str, Condition]:
-    """The usual ones; an edit's source is what the null prompt means, and a layout says nothing."""
-    usual = view_conditions(prior, "y", ["front"] * count, negative="bad") | {"source": prior.condition([""] * count)}
-    return usual | {"layout": usual["prompt"], "layout_null": usual["null"], "layout_bare": usual["bare"]}
-
-
-def ball(count: int, step: int = 0, radius: float = 0.6, size: int = 32, turn: float = 0.0) -> Geometry:
-    """A ball round the origin, from cameras that all stand in one place, another at every step."""
-    cameras = orbit([40.0 * step + turn] * count, 20.0, size=size)
-    origins, directions = (value.double() for value in cameras.rays())
-    towards = -(origins * directions).sum(-1)
-    reach = radius**2 - (origins.square().sum(-1) - towards**2)
-    depth = torch.where(reach > 0, towards - reach.clamp(min=0).sqrt(), 0.0)
-    return Geometry(cameras, depth[:, None], (reach > 0).double()[:, None])
-
-
-def guided(rule: Rule, prior: Prior, x: Tensor, images: dict[str, Tensor], step: int = 0, progress: float = 0.25):
-    """What a rule says of x with all that any rule may look at."""
-    parts, where = rule.parts(prior, Streams(0, -1)), ball(len(x), step)
-    conditions = conditions_of(prior, len(x)) | rule.conditions(prior, "y", where.cameras, True)
-    return gradient(rule, prior, x, conditions, Streams(0, step), progress, images, parts, where)
-
-
-def look(rule: Rule, x: Tensor, prior: Prior, step: int = 0, progress: float = 0.25, **images: Tensor) -> Tensor:
-    return guided(rule, prior, x, {"source": 0.3 * x.flip(-1) + 0.1, **images}, step, progress).gradient
-
 
 def moments(rule: Rule, x: float, k: float, bells: tuple[Bell, ...] = BELLS) -> tuple[float, float]:
     """Mean of G over the noise, and the mean of G n, which is G's coefficient of n."""
@@ -153,11 +82,6 @@ def moments(rule: Rule, x: float, k: float, bells: tuple[Bell, ...] = BELLS) -> 
     n, w = batch(nodes), torch.as_tensor(weights / np.sqrt(2 * np.pi))
     g = look(at(rule, k, n), torch.full_like(n, x), prior_of(bells)).flatten()
     return float((w * g).sum()), float((w * g * n.flatten()).sum())
-
-
-def plain(rule: Rule, scale: float | None = None) -> Rule:
-    """With weight one, and with the scale of the golden table."""
-    return replace(rule, weight=One(), trust=rule.trust if scale is None else Guided(scale))
 
 
 # The golden table ---------------------------------------------------------------------------------------------------
@@ -262,10 +186,6 @@ def pathwise(rule: Rule, bells: tuple[Bell, ...] = MODES, negative: str = "bad",
     return gradient(at(rule, KS, noise), prior, X, conditions, Streams(0, 0), parts=parts).gradient
 
 
-def same(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
-
 def test_sjc_is_sds_with_weight_one():
     same(pathwise(SJC) * W, pathwise(SDS))
 
@@ -342,13 +262,6 @@ def test_perp_neg_of_a_batch_is_that_of_its_samples():
 
 
 # What every rule must do --------------------------------------------------------------------------------------------
-
-PICTURES = torch.randn(3, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-COLOURS = (Bell("y", (1.0, 0.0, 0.2), 0.4), Bell("bad", (-0.3, 0.9, 0.1), 0.5))
-
-
-def colours(parameterization: str = "eps") -> Prior:
-    return prior_of(COLOURS, parameterization, size=4, channels=3)
 
 
 @every_rule
@@ -449,109 +362,3 @@ def test_the_figures_of_the_log_are_plain_numbers(rule):
     assert figures["norms"] == pytest.approx([float(g.norm()) for g in guidance.gradient])
     assert len(figures["t"]) == 3
     assert figures["k"] > 0
-
-
-# The pieces ---------------------------------------------------------------------------------------------------------
-
-
-def levels_drawn(rule: Rule, progress: float, count: int = 4000) -> list[float]:
-
-    return resolve(rule, progress).levels(colours(), count, Streams(1, 0))["main"].t.tolist()
-
-
-def test_the_default_levels_are_20_to_980_uniformly():
-    t = levels_drawn(SDS, 0.0, 40_000)
-    assert (min(t), max(t)) == (20.0, 980.0)
-    counts, _ = np.histogram(t, bins=31, range=(20, 981))
-    assert abs(counts - 40_000 / 31).max() < 5 * (40_000 / 31) ** 0.5  # five standard errors
-
-
-def test_annealed_levels_come_down_and_reach_both_ends():
-    assert max(levels_drawn(SDS_ANNEALED, 0.0)) > 970
-    last = levels_drawn(SDS_ANNEALED, 1.0)
-    assert (min(last), max(last)) == (20.0, 300.0)
-
-
-def test_levels_per_batch_are_one_level_and_at_is_deterministic():
-
-    assert len(set(levels_drawn(replace(SDS, levels=Uniform(per="batch")), 0.0, 8))) == 1
-    falling = replace(SDS, levels=At(Linear(0.98, 0.25)))
-    assert [set(levels_drawn(falling, p, 3)) for p in (0.0, 1.0)] == [{980.0}, {250.0}]
-    with pytest.raises(ValueError, match="empty"):
-        levels_drawn(replace(SDS, levels=Uniform(0.9, 0.1)), 0.0)
-
-
-@pytest.mark.parametrize(
-    ("weight", "want"),
-    [
-        (SigmaSquared(), lambda alpha, sigma: sigma**2),
-        (One(), lambda alpha, sigma: torch.ones_like(alpha)),
-        (SigmaOverAlpha(), lambda alpha, sigma: sigma / alpha),
-        (AlphaSigmaSquared(), lambda alpha, sigma: alpha * sigma**2),
-        (Alpha(), lambda alpha, sigma: alpha),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_weights_are_their_formulas_on_stable_diffusions_schedule(weight: Weight, want: Callable[..., Tensor]):
-    level = colours().level(torch.tensor([0.0, 0.02, 0.5, 0.98, 1.0]))
-    torch.testing.assert_close(weight(level.k), want(level.alpha, level.sigma), rtol=1e-12, atol=0)
-
-
-def test_weights_that_have_a_limit_are_finite_at_infinite_k():
-    k = torch.tensor([float("inf")], dtype=torch.float64)
-    assert [weight(k).item() for weight in (SigmaSquared(), One(), AlphaSigmaSquared())] == [1.0, 1.0, 0.0]
-
-
-def test_posts_do_what_they_say():
-    g = torch.tensor([[3.0, -4.0], [0.0, 0.0]]).reshape(2, 1, 1, 2)
-    assert Clamp(3.5)(g).flatten().tolist() == [3.0, -3.5, 0.0, 0.0]
-    assert NormalizeBatch()(g).flatten().tolist() == pytest.approx([0.6, -0.8, 0.0, 0.0])
-    rms = 12.5**0.5
-    assert Normalize()(g).flatten().tolist() == pytest.approx([3 / rms, -4 / rms, 0.0, 0.0])
-
-
-def test_pixels_are_clipped_along_their_own_direction():
-    g = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    g[0, :, 0, 0] = 0
-    cut = clip_pixels(g, 0.5)
-    assert cut.abs().max() == 0.5
-    small = g.abs().amax(1) <= 0.5
-    assert torch.equal(cut.movedim(1, -1)[small], g.movedim(1, -1)[small])
-    same(torch.linalg.cross(cut, g, dim=1), torch.zeros_like(g))  # parallel
-    assert (cut * g).sum(1).min() >= 0
-    same(clip_pixels(cut, 0.5), cut)
-    same(clip_pixels(1024 * g, 1024 * 0.5), 1024 * cut)  # a loss scale cancels
-    assert torch.equal(clip_pixels(g, 1e9), g)
-    assert torch.equal(clip_pixels(g, float("inf")), g)
-
-
-def test_a_rescaled_guidance_has_the_deviation_of_the_conditional_estimate():
-    prior = colours()
-    level = prior.level_of_k(torch.full((3,), 2.0, dtype=torch.float64))
-    z = PICTURES * 1.3
-    cond, null = prior.predict(z, level, [conditions_of(prior, 3)[name] for name in ("prompt", "null")])
-    mixed = null + 30 * (cond - null)
-
-    def deviation(eps: Tensor) -> Tensor:
-        alpha, sigma = level.over(z)
-        return ((z - sigma * eps) / alpha).flatten(1).std(1)
-
-    same(deviation(rescaled(mixed, cond, z, level, 1.0)), deviation(cond))
-    same(rescaled(mixed, cond, z, level, 0.0), mixed)
-    half = deviation(rescaled(mixed, cond, z, level, 0.5))
-    same(half, (deviation(mixed) + deviation(cond)) / 2)
-
-
-def test_a_spread_of_the_scale_is_drawn_for_every_sample():
-    wide = look(at(replace(SDS, trust=Guided(G, spread=2.0)), 1.0, PICTURES), PICTURES, colours())
-    middle = look(at(replace(SDS, trust=Guided(G)), 1.0, PICTURES), PICTURES, colours())
-    direction = look(at(CSD, 1.0, PICTURES), PICTURES, colours())
-    off = ((wide - middle) * direction).flatten(1).sum(1) / (direction * direction).flatten(1).sum(1)
-    same(wide - middle, direction * off[:, None, None, None])
-    assert off.abs().max() <= 2
-    assert len(set(off.tolist())) == 3
-
-
-def test_a_rule_not_yet_resolved_says_so():
-    with pytest.raises(ValueError, match="is still a schedule"):
-        Clamp(Linear(0.0, 1.0))(PICTURES)

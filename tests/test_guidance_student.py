@@ -15,7 +15,7 @@ from dreamkit.guidance.student import Student, StudentPart
 from dreamkit.guidance.weight import One
 from dreamkit.priors import Bell, Condition, Gaussian, Prior, view_conditions
 from dreamkit.streams import Streams
-from tests.test_guidance_rules import PICTURES, AtK, Given, batch, colours, prior_of, same
+from tests.looking import PICTURES, AtK, Given, batch, colours, prior_of, same
 
 CAMERA = torch.linspace(-1, 1, 36, dtype=torch.float64).reshape(3, 12)
 

@@ -25,7 +25,7 @@ from dreamkit.recipe import Guide, load
 from dreamkit.rehearsal import check_sight, rehearse
 from dreamkit.step import seen
 from dreamkit.streams import Streams
-from tests.test_guidance_rules import (
+from tests.looking import (
     BELLS,
     PICTURES,
     AtK,

@@ -20,14 +20,13 @@ from dreamkit.guidance.mapper import Mapped
 from dreamkit.guidance.repulsion import Repelled
 from dreamkit.guidance.rule import Part
 from dreamkit.guidance.rules import BOOTSTRAPPED_SD, ESD, F_DIV, LG_VSD, LUSD, RSD, VDM, VSD
-from dreamkit.guidance.sampling import draw
 from dreamkit.guidance.student import Student, StudentPart
 from dreamkit.guidance.weight import One, Weight
 from dreamkit.priors import Bell, Condition, Prior
 from dreamkit.priors.analytic import AnalyticPrior
 from dreamkit.run import flatten, unflatten
 from dreamkit.streams import Streams
-from tests.test_guidance_rules import (
+from tests.looking import (
     BELLS,
     PICTURES,
     RULES,
@@ -258,16 +257,6 @@ def test_a_discriminator_learns_which_pictures_the_prior_draws():
     with torch.no_grad():
         assert part.logits(-x, level).min() > 1
         assert part.logits(x, level).max() < -1
-
-
-def test_pictures_drawn_from_a_gaussian_prior_are_distributed_as_it():
-    """DDIM carries zeta at the last level K affinely to mu + (zeta - mu) s / sqrt(s^2 + K^2), up to its step."""
-    prior, count = prior_of(), 2000
-    conditions = [prior.condition([name] * count) for name in ("y", "")]
-    x = draw(prior, *conditions, Streams(0, 0), steps=200, scale=1.0)
-    assert prior.calls == 200
-    assert x.mean().item() == pytest.approx(1.1, abs=4 * 0.7 / count**0.5 + 0.05)  # K is 14.6, not infinite
-    assert x.std().item() == pytest.approx(0.7, rel=0.06)
 
 
 # A teacher that learns the object -------------------------------------------------------------------------------------

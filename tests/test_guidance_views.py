@@ -17,7 +17,7 @@ from dreamkit.guidance.regions import Only, Region, Regions, masks
 from dreamkit.priors import Bell, Condition, Gaussian, Prior, view_conditions
 from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
-from tests.test_guidance_rules import AtK, G, Given, ball, same
+from tests.looking import AtK, G, Given, ball, same
 
 VIEWS = {
     "front": (1.0, 0.0, 0.2),

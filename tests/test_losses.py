@@ -41,7 +41,7 @@ def test_entropy_at_the_ends_is_almost_nothing_and_its_gradient_finite():
 def test_orientation_punishes_only_what_faces_away():
     direction = torch.tensor([[1.0, 0.0, 0.0]]).expand(3, 3)
     normal = torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
-    samples = RaySamples(torch.tensor([0.5, 0.25, 0.125]), normal, direction, torch.ones(3))
+    samples = RaySamples(torch.tensor([0.5, 0.25, 0.125]), normal, direction, torch.ones(3), torch.zeros(3, 3))
     got = losses.orientation(pictures(torch.ones(1, 1, 1, 2), samples=samples), None)
     assert got.item() == pytest.approx((0.25 * 1 + 0.125 * 0.36) / 2)  # two rays
 
@@ -49,7 +49,7 @@ def test_orientation_punishes_only_what_faces_away():
 def test_orientation_gives_the_weights_no_gradient():
     weight = torch.ones(2, requires_grad=True)
     normal = torch.ones(2, 3, requires_grad=True)
-    samples = RaySamples(weight, normal, torch.ones(2, 3), torch.ones(2))
+    samples = RaySamples(weight, normal, torch.ones(2, 3), torch.ones(2), torch.zeros(2, 3))
     losses.orientation(pictures(torch.ones(1, 1, 1, 1), samples=samples), None).backward()
     assert weight.grad is None
     assert normal.grad.abs().min() > 0
@@ -97,7 +97,7 @@ def test_orientation_matches_finite_differences():
     weight, direction = random(6, seed=1), random(6, 3, seed=2)
 
     def value(n):
-        samples = RaySamples(weight, n, direction, weight)
+        samples = RaySamples(weight, n, direction, weight, direction)
         return losses.orientation(pictures(torch.ones(1, 1, 2, 1), samples=samples), None)
 
     assert torch.autograd.gradcheck(value, [normal])

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 import trimesh
 
 from dreamkit.meshes import Mesh
-from dreamkit.metrics.shape import likeness, on_surface
-from dreamkit.streams import Streams
+from dreamkit.metrics.shape import likeness
 
 
 def of(solid) -> Mesh:
@@ -49,28 +47,14 @@ def test_half_a_shape_has_full_precision_and_half_the_recall():
     assert found.f_score == pytest.approx(2 * found.recall / (1 + found.recall))
 
 
-def test_points_lie_evenly_on_the_surface():
-    points = on_surface(PLATE, 40_000, Streams(0, 0))
-    assert points[:, 2].abs().max() < 1e-3
-    quarter = (points[:, :2] > 0).all(1).float().mean().item()
-    assert quarter == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 40_000) ** 0.5)
-    big = moved(PLATE, (5.0, 0.0, 0.0), 3.0)
-    both = Mesh(np.concatenate([PLATE.vertices, big.vertices]), np.concatenate([PLATE.faces, big.faces + 8]))
-    share = (on_surface(both, 40_000, Streams(0, 1))[:, 0] > 1.5).float().mean().item()
-    assert share == pytest.approx(0.9, abs=4 * (0.09 / 40_000) ** 0.5)  # nine times the area
-
-
 def test_nothing_is_unlike_everything_and_the_truth_must_be_something():
     nothing = Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32))
     found = likeness(nothing, BALL)
     assert (found.f_score, found.chamfer) == (0.0, float("inf"))
     with pytest.raises(ValueError, match="no extent"):
         likeness(BALL, nothing)
-    with pytest.raises(ValueError, match="without area"):
-        on_surface(nothing, 10, Streams(0, 0))
 
 
 def test_the_same_seed_measures_the_same():
     other = moved(BALL, (0.1, 0, 0))
     assert likeness(other, BALL) == likeness(other, BALL)
-    assert torch.equal(on_surface(BALL, 5, Streams(0, 0)), on_surface(BALL, 5, Streams(0, 0)))

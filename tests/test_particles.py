@@ -1,21 +1,25 @@
 """Several scenes in one run."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 
-from dreamkit import api, cli, loop
+from dreamkit import api, cli, evaluate, loop
 from dreamkit.errors import InputError
 from dreamkit.guidance.estimate import Guided
-from dreamkit.guidance.rules import RSD, VSD
+from dreamkit.guidance.rules import RSD, SDS, VSD
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.recipe import Guide, Recipe, Stage, load
 from dreamkit.rehearsal import load_priors
 from dreamkit.representations.canvas import Canvas
+from dreamkit.representations.hashgrid import HashGridScene
 from dreamkit.representations.particles import Particles, alike
 from dreamkit.run import Run
-from dreamkit.state import fresh, handed_over
+from dreamkit.state import fresh, handed_over, save
 from dreamkit.step import cameras_of, take_step
 from dreamkit.streams import Streams
 from tests.test_loop import CPU, TINY, final, stop_at
@@ -36,7 +40,7 @@ def scenes(count: int = 3, representation=None):
 def test_each_picture_shows_its_particle_with_gradients_for_it_alone():
     stage, scene, streams = stage_of(batch=4), scenes(), Streams(0, 5)
     cameras = cameras_of(stage, streams)
-    images = scene.render(cameras, streams, training=True)
+    images = scene.render(cameras, streams)
     order = scene.order(4, streams)
     assert sorted(order) == [0, 1, 2]
     for i, picture in enumerate(images.rgb):
@@ -113,7 +117,7 @@ def test_repelled_particles_end_further_apart(tmp_path):
     assert spread(1000.0) > 1.2 * spread(0.0)
 
 
-def test_every_particle_is_written_and_the_preview_shows_all(tmp_path):
+def test_every_particle_of_canvases_is_written_and_the_preview_shows_all(tmp_path):
     settings = ("--set", "particles=2", "--set", "representation=Canvas(size=8)")
     given = ("generate", "a red ball", "--system", str(TINY), "--out", str(tmp_path / "run"), "--steps", "3", *settings)
     assert cli.main(given) == 0
@@ -121,5 +125,50 @@ def test_every_particle_is_written_and_the_preview_shows_all(tmp_path):
     run = Run.open(tmp_path / "run")
     scene, _ = api._scene(run, CPU)
     assert loop.four_views(scene).shape == (3, 16, 8)
+    assert picture(run.path / "preview.png").shape == (16, 8, 3)
+    assert iio.imread(run.path / "history.gif").shape == (1, 16, 8, 3)  # the preview of step 3, of all
     with pytest.raises(InputError, match=r"Stage.particles"):
         stage_of(particles=0)
+
+
+def coloured(scene: HashGridScene, logits: tuple[float, float, float]) -> None:
+    """A ball of one colour: features of one everywhere, a mean of them, and that times the colour's logits."""
+    with torch.no_grad():
+        scene.table.fill_(1.0)
+        scene.hidden.fill_(1 / scene.hidden.shape[1])
+        scene.output.zero_()
+        scene.output[1:] = torch.tensor(logits)[:, None] / scene.output.shape[1]
+
+
+def picture(file: Path) -> np.ndarray:
+    return iio.imread(file).astype(float) / 255
+
+
+def test_every_particle_has_a_mesh_is_rendered_and_is_measured(tmp_path, capsys):
+    """Two hash grids of one run, a red and a green ball: what is made of each shows its own colour."""
+    folder, stage = tmp_path / "run", stage_of(SDS, load(TINY).stages[0].representation, particles=2, steps=1)
+    recipe = Recipe((stage,), export=replace(load(TINY).export, turntable_seconds=0.0))
+    with Run.create(folder, "a red ball", "tiny", 0, recipe, "cpu") as run:
+        state = fresh(stage, 0, CPU)
+        coloured(state.scene.scenes[0], (6.0, -6.0, -6.0))
+        coloured(state.scene.scenes[1], (-6.0, 6.0, -6.0))
+        save(run, replace(state, step=1))
+        run.update(status="complete")
+    assert cli.main(("export", str(folder))) == 0
+    said = capsys.readouterr().out
+    assert all(f"particle_{i}/mesh.glb" in said for i in range(2))
+    facts = Run.open(folder).facts["export"]
+    assert facts["files"] == ["particle_0/mesh.glb", "particle_1/mesh.glb"]
+    assert [particle["files"] for particle in facts["particles"]] == [["mesh.glb"]] * 2
+    shown = picture(folder / "preview.png")
+    assert shown.shape == (1024, 1024, 3)  # two rows of four pictures of 256 pixels for each
+    assert cli.main(("render", str(folder), "--views", "2", "--size", "16")) == 0
+    for i, other in ((0, 1), (1, 0)):
+        rendered = picture(folder / "images" / "render_000001_2x16" / f"particle_{i}" / "view_001.png")
+        for seen in (rendered[8, 8], shown[128 + 512 * i, 128]):  # the middle of a ball
+            assert seen[i] > 2 * max(seen[other], seen[2])
+    report, file = api.evaluate([folder])
+    assert [run["particle"] for run in report["runs"]] == [0, 1]
+    assert report["prompts"]["a red ball"]["diversity"] > 0.01
+    assert [row[1] for row in evaluate.table(report)[1]] == ["0 (0)", "0 (1)", ""]
+    assert "a red ball, seed 0 (1)" in file.with_suffix(".html").read_text()

@@ -348,7 +348,7 @@ def test_without_a_network_the_hub_is_one_clear_sentence(monkeypatch):
         raise ConnectionError("Network is unreachable\nand forty more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(InputError, match=r"'owner/model'.*Network is unreachable Check the name") as error:
+    with pytest.raises(InputError, match=r"'owner/model'.*Network is unreachable. Check the name") as error:
         Diffusers("owner/model").load("cpu")
     assert "forty" not in str(error.value)
 

@@ -1,18 +1,25 @@
 """Several steps at once: where they are the serial ones bit for bit, and what is kept between rounds."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from dreamkit import device as devices
 from dreamkit import loop
 from dreamkit.compose import compose
 from dreamkit.errors import InputError
-from dreamkit.guidance.rules import SDS, VSD
+from dreamkit.guidance.rules import DDS, SDS, VSD
+from dreamkit.images import Images
+from dreamkit.losses import Weighted
+from dreamkit.priors import Gaussian
 from dreamkit.propeller import propelled
-from dreamkit.recipe import Guide, Propeller, Recipe, Stage, load
+from dreamkit.recipe import Adam, Guide, Propeller, Recipe, Stage, load
 from dreamkit.rehearsal import load_priors
+from dreamkit.representations.canvas import Canvas
 from dreamkit.run import Run
 from dreamkit.state import fresh
 from tests.test_loop import CPU, TINY, final, stop_at
@@ -26,8 +33,10 @@ def tiny(steps: int = 12) -> Recipe:
     return replace(recipe, stages=(replace(recipe.stages[0], steps=steps),))
 
 
-def go(recipe: Recipe, folder: Path, spec: Propeller | None, watch: loop.Watch | None = None) -> list[int]:
-    """Run to the end; the sizes of the rounds."""
+def go(
+    recipe: Recipe, folder: Path, spec: Propeller | None, watch: loop.Watch | None = None, others: int = 0
+) -> list[int]:
+    """Run to the end, perhaps on more devices, all of them this one; the sizes of the rounds."""
     rounds: list[int] = []
 
     def seen(done: int, steps: int, figures: dict) -> None:
@@ -36,7 +45,7 @@ def go(recipe: Recipe, folder: Path, spec: Propeller | None, watch: loop.Watch |
             watch(done, steps, figures)
 
     priors = load_priors(recipe, "a red ball", CPU)
-    take = propelled(spec, CPU) if spec else None
+    take = propelled(spec, CPU, [CPU] * others) if spec else None
     opening = Run.resume(folder) if folder.exists() else Run.create(folder, "a red ball", "tiny", 0, recipe, "cpu")
     with opening as run:
         loop.optimise(recipe, run, priors, CPU, seen, take=take)
@@ -70,6 +79,55 @@ def test_where_the_gradient_does_not_depend_on_the_scene_a_round_is_a_window_and
     assert go(recipe, tmp_path / "fast", spec) == [4, 4, 2]
     go(recipe, tmp_path / "serial", None)
     same(tmp_path / "serial", tmp_path / "fast")
+
+
+def half_square(images: Images, scene: Any) -> torch.Tensor:
+    return 0.5 * scene.logits.square().sum()
+
+
+def test_every_round_makes_one_more_step_of_a_window_exact():
+    """Picard's iteration of theta' = -theta, by steps of h: after r rounds step i is the first r + 1 terms of
+    (1 - h)^i theta_0, from the binomial theorem; from i = r on down that is all of it."""
+    window, h, large = 5, 0.1, 1e6
+    stage = stage_of(rule=SDS, particles=1, batch=1, steps=window, losses=(Weighted(half_square),))
+    # Adam without memory, and with an eps that is far above any gradient, is plain descent by rate / eps.
+    stage = replace(stage, representation=Canvas(size=8, rate=h * large), adam=Adam((0.0, 0.0), large))
+    stage = replace(stage, guides=(replace(stage.guides[0], weight=0.0),))
+    priors, take = {PRIOR: PRIOR.load(CPU)}, propelled(replace(SERIAL, window=window), CPU)
+    state = fresh(stage, 0, CPU)
+    begun = state.scene.logits.detach().clone()
+    for rounds in range(1, window + 1):
+        assert take(stage, state, 0, priors, "a red ball", 0)["taken"] == 1
+        guessed = [guess["logits"] for guess in state.ahead["scenes"]] if rounds < window else []
+        assert len(guessed) == window - rounds
+        for i, found in enumerate([state.scene.logits.detach(), *guessed], rounds):
+            terms = sum(math.comb(i, m) * (-h) ** m for m in range(rounds + 1))
+            torch.testing.assert_close(found, terms * begun, atol=0, rtol=5e-6)  # float32, and large's 1e-6
+
+
+@pytest.mark.parametrize("edit", [False, True], ids=["sds", "dds"])
+@pytest.mark.parametrize("others", [1, 5])
+def test_a_window_over_several_devices_is_the_window_on_one(edit, others, tmp_path, monkeypatch):
+    """Bit for bit, where the devices are of one kind; with more of them than there are steps too."""
+    first = tiny(8).stages[0]
+    second = replace(first, guides=(Guide(DDS, first.guides[0].prior),), source_prompt="a red ball")
+    recipe = replace(tiny(), stages=(first, second) if edit else (first,))
+    spec, loaded, load_one = Propeller(window=4, threshold=0.0, decay=0.5), [], Gaussian.load
+    monkeypatch.setattr(Gaussian, "load", lambda *given: loaded.append(load_one(*given)) or loaded[-1])
+    rounds = go(recipe, tmp_path / "one", spec)
+    assert go(recipe, tmp_path / "many", spec, others=others) == rounds
+    assert final(tmp_path / "one") == final(tmp_path / "many")
+    one, *many = [prior.calls for prior in loaded]
+    assert len(many) == 1 + min(others, 3)  # a prior for each device that has a step of the window
+    assert min(many) > 0
+    assert sum(many) == one
+
+
+def test_cuda_without_a_number_may_use_every_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert devices.others(torch.device("cuda")) == [torch.device("cuda", 1), torch.device("cuda", 2)]
+    assert devices.others(torch.device("cuda:1")) == []
+    assert devices.others(CPU) == []
 
 
 def test_a_wide_threshold_takes_windows_and_ends_near_the_serial_run(tmp_path):

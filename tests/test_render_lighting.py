@@ -275,6 +275,15 @@ def test_a_panorama_from_a_file_is_seen_in_its_directions(tmp_path, device):
     torch.testing.assert_close(found.cpu(), torch.tensor(want).float(), rtol=0, atol=1e-5)
 
 
+def test_a_panorama_may_be_a_radiance_picture(tmp_path):
+    pixels = bytes([128, 0, 0, 129] * 4 + [0, 128, 0, 129] * 4)  # above red, below green, each 1.0 and a bit
+    (tmp_path / "room.hdr").write_bytes(b"#?RADIANCE\n\n-Y 2 +X 4\n" + pixels)
+    up, down = Panorama(str(tmp_path / "room.hdr")).radiance(torch.tensor([[0.0, 0, 1], [0, 0, -1]]))
+    half = 0.5 / 128
+    torch.testing.assert_close(up, torch.tensor([1 + half, half, half]))
+    torch.testing.assert_close(down, torch.tensor([half, 1 + half, half]))
+
+
 def test_a_panorama_has_no_seam(tmp_path):
     longitude = (np.arange(64) + 0.5) / 64 * 2 * np.pi
     np.save(tmp_path / "room.npy", np.tile(1 + np.cos(longitude)[None, :, None], (32, 1, 3)).astype(np.float32))

@@ -71,7 +71,7 @@ def train(built, optimiser, steps, spec):
     """Steps towards a red picture, as the loop takes them; returns the optimiser, which may be a new one."""
     for step in steps:
         now, streams = resolve(spec, step / 8), Streams(1, step)
-        images = built.render(VIEWS, streams, now=now, training=True)
+        images = built.render(VIEWS, streams, now=now)
         red = torch.tensor([1.0, 0, 0], device=images.rgb.device)[:, None, None]
         loss = ((images.rgb - red) ** 2).mean() + 0.1 * images.alpha.mean() + losses.sdf_sign(images, built)
         optimiser.zero_grad()
@@ -162,7 +162,7 @@ def test_gradients_match_finite_differences(name, kind):
     mix = Streams(3, 0)
 
     def value():
-        images = built.render(views, Streams(0, 0), training=True, shading=kind, normals=True)
+        images = built.render(views, Streams(0, 0), shading=kind, normals=True)
         solid = (images.alpha.detach() > 0.2).double()  # depth and normal are divided by alpha
         parts = {"rgb": images.rgb, "depth": images.depth * solid, "normal": images.normal * solid}
         parts["alpha"] = images.alpha
@@ -193,7 +193,7 @@ def test_it_is_fitted_to_the_silhouettes_of_another_shape(device, spec):
     built = scene(replace(spec, resolution=10, start=Ellipsoid((0.5, 0.5, 0.5))), device)
     optimiser, before = adam(built), (built.render(cameras).alpha - wanted).abs().mean().item()
     for step in range(50):
-        images = built.render(cameras, Streams(0, step), training=True)
+        images = built.render(cameras, Streams(0, step))
         optimiser.zero_grad()
         ((images.alpha - wanted) ** 2).mean().backward()
         optimiser.step()
@@ -230,18 +230,16 @@ def test_a_scene_without_colour_is_clay(device):
 
 def test_training_views_are_drawn_and_previews_are_not(device, spec):
     built = scene(replace(spec, shading=Shading(albedo=0.0)), device)
-    one, again, other = (built.render(VIEWS, Streams(0, s), training=True).rgb for s in (5, 5, 6))
+    one, again, other = (built.render(VIEWS, Streams(0, s)).rgb for s in (5, 5, 6))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-    assert torch.equal(built.render(VIEWS).rgb, built.render(VIEWS, Streams(3, 4)).rgb)
-    with pytest.raises(ValueError, match="streams"):
-        built.render(VIEWS, training=True)
+    assert torch.equal(built.render(VIEWS).rgb, built.render(VIEWS).rgb)
 
 
 @pytest.mark.parametrize("background", [PlainColour((0.0, 0.0, 1.0)), LearnedColour((0.2, 0.2, 0.7), random=0.0)])
 def test_backgrounds_stand_behind(device, background):
     built = scene(replace(EXPLICIT, background=background), device)
-    corner = built.render(VIEWS, Streams(0, 0), training=True).rgb[:, :, 0, 0]
+    corner = built.render(VIEWS, Streams(0, 0)).rgb[:, :, 0, 0]
     want = background.colour if isinstance(background, PlainColour) else background.start
     torch.testing.assert_close(corner, torch.tensor(want, device=device).expand(2, 3))
     assert ("background" in [g["name"] for g in built.parameters()]) == isinstance(background, LearnedColour)
@@ -254,7 +252,7 @@ def test_without_a_surface_there_is_background_and_a_loss_that_brings_it_back(de
     built = scene(spec, device)
     with torch.no_grad():
         built.start += 2.0
-    images = built.render(VIEWS, Streams(0, 0), training=True, normals=True, background=(0.1, 0.2, 0.3))
+    images = built.render(VIEWS, Streams(0, 0), normals=True, background=(0.1, 0.2, 0.3))
     assert images.alpha.abs().max() == 0
     assert images.rgb[:, 1].unique().tolist() == [pytest.approx(0.2)]
     (images.rgb.sum() + images.depth.sum() + losses.laplacian(images, built)).backward()  # as a step does
@@ -267,7 +265,7 @@ def test_without_a_surface_there_is_background_and_a_loss_that_brings_it_back(de
         built.start -= 1.45
     optimiser = adam(built)
     for step in range(30):
-        images = built.render(VIEWS, Streams(0, step), training=True)
+        images = built.render(VIEWS, Streams(0, step))
         if len(built.triangles()[1]):
             break
         optimiser.zero_grad()
@@ -283,10 +281,10 @@ def test_without_a_surface_there_is_background_and_a_loss_that_brings_it_back(de
 def test_cutting_finer_leaves_the_surface_where_it_was(device, spec):
     finer = replace(spec, subdivisions=Switch(0.0, 1.0, 0.5))
     built = scene(finer, device, rough=0.02)
-    built.render(VIEWS, Streams(0, 0), training=True, now=resolve(finer, 0.25))
+    built.render(VIEWS, Streams(0, 0), now=resolve(finer, 0.25))
     assert built.after_step(0, Streams(0, 0)) is None
     before, count, cell = built.render(VIEWS, normals=True), len(built.start), built.cell
-    built.render(VIEWS, Streams(0, 1), training=True, now=resolve(finer, 0.5))
+    built.render(VIEWS, Streams(0, 1), now=resolve(finer, 0.5))
     old = {g["name"]: g["params"][0].detach().clone() for g in built.parameters()}
     rows = built.after_step(1, Streams(0, 1))
     after = built.render(VIEWS, normals=True)
@@ -404,7 +402,7 @@ def test_signed_distance_to_a_mesh(device):
 def test_losses_on_its_surface_reach_the_parameters(device, spec):
     built = scene(spec, device, rough=0.02)
     for loss in (losses.laplacian, losses.normal_consistency, losses.sdf_sign):
-        images = built.render(VIEWS, Streams(0, 0), training=True)
+        images = built.render(VIEWS, Streams(0, 0))
         value = loss(images, built)
         (group, *_) = built.parameters()
         (gradient,) = torch.autograd.grad(value, group["params"][0])

@@ -38,7 +38,7 @@ def train(built, steps):
     optimiser = torch.optim.Adam(built.parameters(), lr=0.0)
     for step in steps:
         streams = Streams(1, step)
-        images = built.render(VIEWS, streams, training=True)
+        images = built.render(VIEWS, streams)
         loss = ((images.rgb - torch.tensor([1.0, 0, 0], device=images.rgb.device)[:, None, None]) ** 2).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -60,7 +60,7 @@ def test_it_begins_as_a_grey_ball_in_the_middle(device):
 
 def test_equal_streams_give_equal_bits_and_other_steps_other_views(device):
     def render(seed, step):
-        return scene(device, rough=0.3).render(VIEWS, Streams(seed, step), training=True)
+        return scene(device, rough=0.3).render(VIEWS, Streams(seed, step))
 
     one, again, other = render(0, 5), render(0, 5), render(0, 6)
     for name in ("rgb", "alpha", "depth"):
@@ -70,7 +70,7 @@ def test_equal_streams_give_equal_bits_and_other_steps_other_views(device):
 
 def test_previews_draw_nothing(device):
     built = scene(device, rough=0.3)
-    assert torch.equal(built.render(VIEWS).rgb, built.render(VIEWS, Streams(3, 4)).rgb)
+    assert torch.equal(built.render(VIEWS).rgb, built.render(VIEWS).rgb)
 
 
 @pytest.mark.parametrize("background", [RandomColour(), LearnedColour()])
@@ -162,7 +162,7 @@ def test_cells_are_looked_at_only_when_it_is_time():
 def test_no_occupied_cell_gives_the_background(device):
     built = scene(device)
     built.occupied.zero_()
-    images = built.render(VIEWS, Streams(0, 0), training=True, background=(0.2, 0.4, 0.6), normals=True)
+    images = built.render(VIEWS, Streams(0, 0), background=(0.2, 0.4, 0.6), normals=True)
     assert images.alpha.abs().max() == 0
     assert torch.equal(images.rgb[:, 1], torch.full_like(images.rgb[:, 1], 0.4))
     (images.rgb.sum() + images.depth.sum() + images.normal.sum()).backward()
@@ -191,7 +191,7 @@ def test_gradients_match_finite_differences(kind):
     mix = Streams(3, 0)
 
     def value():
-        images = built.render(views, Streams(0, 0), training=True, shading=kind, normals=True)
+        images = built.render(views, Streams(0, 0), shading=kind, normals=True)
         parts = {"rgb": images.rgb, "alpha": images.alpha, "depth": images.depth, "normal": images.normal}
         return sum((mix.normal(name, tuple(x.shape), like=x) * x).sum() for name, x in parts.items())
 
@@ -225,7 +225,7 @@ def test_normals_of_the_first_ball_point_outward(device):
 def test_unlit_views_never_pay_for_normals(device, monkeypatch):
     built = scene(device)
     monkeypatch.setattr(built, "_normal", lambda points: pytest.fail("normals were computed"))
-    images = built.render(VIEWS, Streams(0, 0), training=True)
+    images = built.render(VIEWS, Streams(0, 0))
     assert images.normal is None
     assert images.samples.normal is None
 
@@ -261,9 +261,20 @@ def test_the_light_stands_near_the_camera_and_at_it_in_previews():
     assert (drawn[:, 0] < 0).float().mean() < 0.2
 
 
+@torch.no_grad()
+def test_a_picture_that_draws_nothing_is_near_the_mean_of_training_views(device):
+    """Much nearer than a training view is, whose few samples stand anywhere: here of a sharp and grainy ball."""
+    built = scene(device, replace(SMALL, blob_strength=80.0), rough=2.0)
+    white = {"shading": "albedo", "background": (1.0, 1.0, 1.0)}
+    views = torch.stack([built.render(VIEWS, Streams(0, step), **white).rgb for step in range(200)])
+    mean = views.mean(0)
+    picture = (built.render(VIEWS, **white).rgb - mean).square().mean()
+    assert picture < 0.25 * (views - mean).square().mean()  # half the distance between samples, at most half the error
+
+
 def test_training_backgrounds_change_and_preview_s_does_not(device):
     built = scene(device)
-    corners = torch.stack([built.render(VIEWS, Streams(0, s), training=True).rgb[:, :, 0, 0] for s in range(3)])
+    corners = torch.stack([built.render(VIEWS, Streams(0, s)).rgb[:, :, 0, 0] for s in range(3)])
     assert len({tuple(c.tolist()) for c in corners.reshape(-1, 3)}) == 6
     assert (built.render(VIEWS).rgb[:, :, 0, 0] - 1).abs().max() < 0.05
 
@@ -271,7 +282,7 @@ def test_training_backgrounds_change_and_preview_s_does_not(device):
 def test_plain_and_given_backgrounds(device):
     built = scene(device, spec=replace(SMALL, background=PlainColour((0.0, 0.0, 1.0))))
     built.occupied.zero_()
-    blue = built.render(VIEWS, Streams(0, 0), training=True).rgb
+    blue = built.render(VIEWS, Streams(0, 0)).rgb
     assert torch.equal(blue[0, :, 3, 3].cpu(), torch.tensor([0.0, 0.0, 1.0]))
     given = torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(0)).to(device)
     assert torch.equal(built.render(VIEWS, background=given).rgb, given)
@@ -287,7 +298,7 @@ def test_a_learned_background_learns_where_it_is_shown(device):
     built = scene(device, spec=replace(SMALL, background=LearnedColour(random=0.0, rate=0.5)))
     group = built.parameters()[-1]
     assert (group["name"], group["lr"]) == ("background", 0.5)
-    corner = built.render(VIEWS, Streams(0, 0), training=True).rgb[:, :, 0, 0]
+    corner = built.render(VIEWS, Streams(0, 0)).rgb[:, :, 0, 0]
     torch.testing.assert_close(corner, torch.full_like(corner, 0.5), rtol=0, atol=0.02)
     corner.sum().backward()
     assert group["params"][0].grad.min() > 0
@@ -335,9 +346,7 @@ def test_it_learns_a_colour(device):
     assert max(green, blue) < 0.3
 
 
-def test_training_without_streams_and_bad_numbers_are_refused():
-    with pytest.raises(ValueError, match="streams"):
-        scene().render(VIEWS, training=True)
+def test_bad_numbers_are_refused():
     with pytest.raises(InputError, match="step > 0"):
         HashGrid(step=0.0)
     with pytest.raises(InputError, match="forget"):

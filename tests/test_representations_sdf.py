@@ -47,7 +47,7 @@ def train(built, steps):
     optimiser = torch.optim.Adam([dict(g) for g in built.parameters()])
     for step in steps:
         streams = Streams(1, step)
-        images = built.render(VIEWS, streams, training=True)
+        images = built.render(VIEWS, streams)
         loss = images.rgb[:, 1:].mean() + 0.1 * losses.eikonal(images, built)
         optimiser.zero_grad()
         loss.backward()
@@ -117,7 +117,7 @@ def test_gradients_match_finite_differences(kind, analytic):
     mix, small = Streams(3, 0), 1e-6
 
     def value():
-        images = built.render(views, Streams(0, 0), training=True, shading=kind, normals=True)
+        images = built.render(views, Streams(0, 0), shading=kind, normals=True)
         seen = {"rgb": images.rgb, "alpha": images.alpha, "depth": images.depth, "normal": images.normal}
         mixed = [(mix.normal(part, tuple(x.shape), like=x) * x).sum() for part, x in seen.items()]
         return sum(mixed) + 10 * losses.eikonal(images, built)
@@ -141,7 +141,7 @@ def test_eikonal_brings_slopes_to_one(device):
     optimiser = torch.optim.Adam([dict(g) for g in built.parameters()])
     values = []
     for step in range(15):
-        images = built.render(VIEWS, Streams(0, step), training=True)
+        images = built.render(VIEWS, Streams(0, step))
         loss = losses.eikonal(images, built)
         optimiser.zero_grad()
         loss.backward()
@@ -155,7 +155,7 @@ def test_chunks_of_rays_are_the_same_pictures_and_gradients():
     whole, parts = scene(rough=0.5), scene(replace(SMALL, grid=replace(GRID, rays_at_once=50)), rough=0.5)
     gradients = []
     for built in (whole, parts):
-        images = built.render(VIEWS, Streams(0, 0), training=True, normals=True)
+        images = built.render(VIEWS, Streams(0, 0), normals=True)
         (images.rgb.sum() + images.normal.sum()).backward()
         gradients.append(built.table.grad)
     # Sums in another order, of some 1000 samples.
@@ -194,7 +194,7 @@ def test_the_width_is_learned_at_its_own_rate():
     built = scene(spec)
     rates = {g["name"]: g["lr"] for g in built.parameters(resolve(spec, 0.5))}
     assert rates == {"table": 2.0, "network": GRID.network_rate, "width": 2.0}
-    built.render(VIEWS, Streams(0, 0), training=True).alpha.sum().backward()
+    built.render(VIEWS, Streams(0, 0)).alpha.sum().backward()
     assert built.log_width.grad.abs() > 0
 
 
@@ -210,5 +210,3 @@ def test_bad_numbers_are_refused():
         SignedDistance(width=0.01, least=0.02)
     with pytest.raises(InputError, match="blob_strength"):
         SignedDistance(replace(GRID, blob_strength=0.0))
-    with pytest.raises(ValueError, match="streams"):
-        scene().render(VIEWS, training=True)

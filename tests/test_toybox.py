@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dreamkit.cameras import orbit
 from dreamkit.errors import InputError
@@ -288,7 +288,7 @@ def test_training_resumes_bit_for_bit(tmp_path, monkeypatch, together):
     assert ("joint_views" in prior.capabilities) == (together > 1)
 
 
-def test_a_joint_prior_sees_the_other_views_and_where_its_cameras_stand(tmp_path):
+def test_a_joint_prior_sees_the_other_views(tmp_path):
     """And begins as the single-view network it was copied from: with all four views alike it says the same."""
     torch.manual_seed(0)
     train.export(train.Networks(), tmp_path / "single")
@@ -298,19 +298,41 @@ def test_a_joint_prior_sees_the_other_views_and_where_its_cameras_stand(tmp_path
     one, four = (Diffusers(str(tmp_path / name), dtype="float32").load("cpu") for name in ("single", "joint"))
     z, level = torch.randn(8, *one.shape), one.level(torch.full((8,), 0.5))
     z[:4] = z[:1]
-    words, cameras = one.condition(["a red mug"] * 8), torch.zeros(8, 12)
-    alone, told = one.eps(z, level, words), four.placed(four.condition(["a red mug"] * 8), cameras)
-    for name in ("linear_1", "linear_2"):  # the camera's embedding is new: silenced, the rest is the copy
-        torch.nn.init.zeros_(getattr(four.unet.class_embedding, name).weight)
-        torch.nn.init.zeros_(getattr(four.unet.class_embedding, name).bias)
-    together = four.eps(z, level, told)
+    alone, together = (prior.eps(z, level, prior.condition(["a red mug"] * 8)) for prior in (one, four))
     assert torch.allclose(together[:4], alone[:4], atol=1e-4)  # float32, sums over four times as many keys
     assert (together[4:] - alone[4:]).abs().max() > 1e-3
-    torch.nn.init.ones_(four.unet.class_embedding.linear_2.bias)
-    assert (four.eps(z, level, told) - together).abs().max() > 1e-3
+
+
+def test_a_prior_is_told_where_its_cameras_stand_unless_they_are_zero(tmp_path):
+    torch.manual_seed(0)
+    train.export(train.Networks(), tmp_path)
+    prior = Diffusers(str(tmp_path), dtype="float32").load("cpu")
+    z, level, words = torch.randn(2, *prior.shape), prior.level(torch.full((2,), 0.5)), prior.condition(["a mug"] * 2)
+    untold, zeros, told = (
+        prior.eps(z, level, condition)
+        for condition in (words, prior.placed(words, torch.zeros(2, 12)), prior.placed(words, torch.randn(2, 12)))
+    )
+    assert torch.equal(untold, zeros)
+    assert (told - untold).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_training_may_begin_from_weights_that_knew_no_cameras(tmp_path):
+    """The new embedding adds nothing then, so the network begins as what it was."""
+    torch.manual_seed(0)
+    train.export(train.Networks(), tmp_path / "whole")
+    file = tmp_path / "whole" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({n: t for n, t in load_file(file).items() if not n.startswith("class_embedding")}, file)
+    begun = train.Networks()
+    train.begin_from(tmp_path / "whole", begun)
+    z, t, tokens = torch.randn(2, 48, 16, 16), torch.tensor([500, 20]), torch.randint(4, 30, (2, train.WORDS))
+    with torch.no_grad():
+        told, untold = (begun(z, t, tokens, cameras) for cameras in (torch.randn(2, 12), torch.zeros(2, 12)))
+    assert torch.equal(told, untold)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
-    train.export(train.Networks(4), tmp_path / "joint")
+    train.export(train.Networks(), tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({n: t for n, t in load_file(file).items() if "mid_block" not in n}, file)
     with pytest.raises(InputError, match="another architecture"):
-        train.begin_from(tmp_path / "joint", train.Networks())
+        train.begin_from(tmp_path, train.Networks())

@@ -32,7 +32,7 @@ from dreamkit.assets.parts import Note
 from dreamkit.assets.ply import ply_bytes, read_ply
 from dreamkit.assets.stl import read_stl, stl_bytes
 from dreamkit.assets.usd import read_usdz, usdz_bytes, usdz_extras
-from dreamkit.disk import write_whole
+from dreamkit.disk import make_folder, write_whole
 from dreamkit.errors import InputError
 from dreamkit.meshes import Mesh
 
@@ -63,7 +63,7 @@ def write(mesh: Mesh, path: Path | str, extras: dict[str, Any] | None = None) ->
         raise InputError(f"{path} was not written: some positions of the mesh are not finite.")
     extras = extras or {}
     if suffix == ".obj":
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return write_obj(mesh, path, extras)
     made: dict[str, Callable[[], bytes]] = {
         ".glb": lambda: glb_bytes(mesh, extras),
@@ -72,7 +72,7 @@ def write(mesh: Mesh, path: Path | str, extras: dict[str, Any] | None = None) ->
         ".usdz": lambda: usdz_bytes(mesh, extras),
     }
     data = made[suffix]()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, data)
     return [path]
 

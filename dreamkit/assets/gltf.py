@@ -184,6 +184,8 @@ def open_gltf(path: Path, understood: Sequence[str] = UNDERSTOOD) -> Gltf:
 
 def _tree_and_chunk(data: bytes, path: Path) -> tuple[dict[str, Any], Path, bytes | None]:
     if data[:4] != b"glTF":
+        if path.suffix.lower() == ".glb":
+            raise InputError(f"it does not begin as a GLB does, with glTF; its {len(data)} bytes are something else")
         return json.loads(data), path.parent, None
     tree, start = glb_tree(data)
     (total,) = struct.unpack_from("<I", data, 8)

@@ -82,6 +82,8 @@ def _check_whole(data: bytes) -> None:
     there."""
     lines = header_lines(data)
     names = {line.split()[-1] for line in lines if line.startswith("property")}
+    if lacking := {"x", "y", "z"} - names:
+        raise InputError(f"its vertices lack {', '.join(sorted(lacking))}")
     if names.issuperset(SPLATS):
         raise InputError(
             "it holds Gaussian splats, not a mesh: read it with dreamkit.assets.splats.read_splats, or render the scene"

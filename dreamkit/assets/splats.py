@@ -26,7 +26,7 @@ from dreamkit.assets.conventions import from_gltf_frame, to_linear, version
 from dreamkit.assets.gltf import UNDERSTOOD, GlbWriter, Gltf, open_gltf
 from dreamkit.assets.harmonics import BASE, harmonics_turn
 from dreamkit.assets.ply import elements, header_lines, opening
-from dreamkit.disk import write_whole
+from dreamkit.disk import make_folder, write_whole
 from dreamkit.errors import InputError
 
 KHR = "KHR_gaussian_splatting"
@@ -92,7 +92,7 @@ def write_splats(splats: Splats, path: Path | str, extras: dict[str, Any] | None
     if said:
         raise InputError(f"{path} was not written: {said}")
     data = (_ply if suffix == ".ply" else _glb)(splats, extras or {})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, data)
     return [path]
 

@@ -86,8 +86,8 @@ class Drifting(Attached):
     rate: Number = 1e-4
 
     def textures(self, probe: Probe, count: int) -> Tensor:
-        part = probe.parts["textures"]
-        if not isinstance(part, Textures) or len(part.value) != count:
+        part = probe.part("textures", Textures)
+        if len(part.value) != count:
             raise ValueError(f"the part named 'textures' does not hold {count} texels")
         part.rate = fixed(self.rate)
         return part.value.to(probe.x)

@@ -5,6 +5,7 @@ scene follows the teacher, against a student that knows the scene as it is. Both
 and neither is told the camera.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,15 +14,32 @@ from torch import Tensor
 
 from dreamkit.diffusion import Level, cfg
 from dreamkit.guidance.rule import Ask, Estimate, Part, Probe
-from dreamkit.guidance.sampling import draw
 from dreamkit.guidance.student import StudentPart
 from dreamkit.priors.prior import Condition, Prior
+from dreamkit.priors.sample import sample
 from dreamkit.schedule import Number, fixed
 from dreamkit.streams import Streams
 
 
+class InTurn(Estimate):
+    """An estimate that is zero while the teacher is being taught."""
+
+    part_name: ClassVar[str] = "bootstrap"
+
+    def asks(self) -> tuple[Ask, ...]:
+        return ()
+
+    def __call__(self, probe: Probe) -> Tensor:
+        part = probe.part("bootstrap", BootstrapPart)
+        return torch.zeros_like(probe.x) if part.apart(probe.progress) else self.said(part, probe)
+
+    @abstractmethod
+    def said(self, part: "BootstrapPart", probe: Probe) -> Tensor:
+        """The estimate when it is the scene's turn."""
+
+
 @dataclass(frozen=True)
-class Personal(Estimate):
+class Personal(InTurn):
     """The guided prediction of a teacher that is fine-tuned on the object; zero while it is being taught.
 
     The stage is divided into `periods`. In the first part of each, the share `apart`, only the teacher is trained: at
@@ -37,7 +55,6 @@ class Personal(Estimate):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"student"})
-    part_name: ClassVar[str] = "bootstrap"
 
     scale: Number = 2.0
     periods: int = 5
@@ -50,13 +67,7 @@ class Personal(Estimate):
     rate: float = 1e-5
     drop_prompt: float = 0.1
 
-    def asks(self) -> tuple[Ask, ...]:
-        return ()
-
-    def __call__(self, probe: Probe) -> Tensor:
-        part = _part(probe)
-        if part.apart(probe.progress):
-            return torch.zeros_like(probe.x)
+    def said(self, part: "BootstrapPart", probe: Probe) -> Tensor:
         z, level = probe.z(), probe.levels["main"]
         both = Condition.cat([probe.conditions["prompt"], probe.conditions["null"]])
         told, untold = part.teacher.eps(torch.cat([z, z]), Level.cat([level, level]), both, None).chunk(2)
@@ -67,26 +78,11 @@ class Personal(Estimate):
 
 
 @dataclass(frozen=True)
-class Companion(Estimate):
+class Companion(InTurn):
     """What the student of a `Personal` teacher says of the scene as it is; zero while the teacher is being taught."""
 
-    part_name: ClassVar[str] = "bootstrap"
-
-    def asks(self) -> tuple[Ask, ...]:
-        return ()
-
-    def __call__(self, probe: Probe) -> Tensor:
-        part = _part(probe)
-        if part.apart(probe.progress):
-            return torch.zeros_like(probe.x)
+    def said(self, part: "BootstrapPart", probe: Probe) -> Tensor:
         return part.student.eps(probe.z(), probe.levels["main"], probe.conditions["prompt"], None)
-
-
-def _part(probe: Probe) -> "BootstrapPart":
-    part = probe.parts["bootstrap"]
-    if not isinstance(part, BootstrapPart):
-        raise ValueError(f"the part named 'bootstrap' is a {type(part).__name__}")
-    return part
 
 
 class BootstrapPart(Part):
@@ -141,7 +137,7 @@ class BootstrapPart(Part):
         """Make a better picture of the first view with the frozen prior, and forget the oldest if there are many."""
         spec, first = self.spec, slice(0, 1)
         prompt, null = probe.conditions["prompt"][first], probe.conditions["null"][first]
-        better = draw(
+        better = sample(
             self.prior,
             prompt,
             null,

@@ -53,9 +53,7 @@ class Corrected(Estimate):
         return (Ask("prompt"), Ask("null"))
 
     def __call__(self, probe: Probe) -> Tensor:
-        part = probe.parts["corrective"]
-        if not isinstance(part, CorrectivePart):
-            raise ValueError(f"the part named 'corrective' is a {type(part).__name__}")
+        part = probe.part("corrective", CorrectivePart)
         level, eps = probe.levels["main"], cfg(probe.eps("prompt"), probe.eps("null"), fixed(self.scale))
         part.pictures = x0_of(probe.z(), eps, level)
         return probe.noise + (probe.x - part.blurred(probe.x, level)) / over(level.k, probe.x)

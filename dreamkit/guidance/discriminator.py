@@ -20,9 +20,9 @@ from torch.nn.functional import softplus
 from dreamkit.diffusion import Level, add_noise, over, preserved
 from dreamkit.guidance.networks import LEVEL_NUMBERS, ConvNet, Trained, told
 from dreamkit.guidance.rule import Post, Probe
-from dreamkit.guidance.sampling import draw
 from dreamkit.guidance.student import anywhere
 from dreamkit.priors.prior import CAMERA_NUMBERS, Prior
+from dreamkit.priors.sample import sample
 from dreamkit.streams import Streams
 
 Kind = Literal[
@@ -75,9 +75,7 @@ class Divergence(Post):
         raise ValueError("a divergence weighs by more than the gradient: it has to look first")
 
     def looking(self, probe: Probe) -> Post:
-        part = probe.parts["discriminator"]
-        if not isinstance(part, DiscriminatorPart):
-            raise ValueError(f"the part named 'discriminator' is a {type(part).__name__}")
+        part = probe.part("discriminator", DiscriminatorPart)
         weights = WEIGHTS[self.kind](part.ratio(probe.z(), probe.levels["main"]))
         return _Weighed(weights / weights.mean())
 
@@ -122,7 +120,7 @@ class DiscriminatorPart(Trained):
         fake = probe.x.detach()
         if len(self.real) < self.spec.bank:
             told, untold = (probe.conditions[name] for name in ("prompt", "null"))
-            drawn = draw(self.prior, told, untold, streams, steps=self.spec.steps, scale=self.spec.scale)
+            drawn = sample(self.prior, told, untold, streams, steps=self.spec.steps, scale=self.spec.scale)
             self.real = torch.cat([self.real, drawn.to(self.real)])
         pick = (streams.uniform("pick", (len(fake),)) * len(self.real)).long().to(self.real.device)
         level, noise = anywhere(self.prior, fake, streams)

@@ -31,7 +31,7 @@ class Double(Levels):
     base: Single
 
     def within(self, base: Levels) -> Levels:
-        return replace(self, base=_single(base))
+        return replace(self, base=_single(self.base.within(base)))
 
 
 def _single(levels: Levels) -> Single:
@@ -67,6 +67,11 @@ class Uniform(Single):
         index = first + (draw * (last - first + 1)).long().clamp(max=last - first)
         return {"main": prior.level_at(index.repeat_interleave(together))}
 
+    def within(self, base: Levels) -> Levels:
+        """Levels of another; views that are seen together still share one, whatever a system of single views has."""
+        own = _single(base)
+        return replace(own, per="object") if self.per == "object" and isinstance(own, Uniform) else own
+
 
 @dataclass(frozen=True)
 class At(Single):
@@ -76,6 +81,10 @@ class At(Single):
 
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
         return {"main": prior.level(torch.full((batch,), fixed(self.u), dtype=torch.float64))}
+
+    def within(self, base: Levels) -> Levels:
+        """Itself: the order of the levels is what such a rule is about."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -141,5 +150,7 @@ def _draw(streams: Streams, name: str, count: int) -> Tensor:
 
 
 def _index(u: float, steps: int) -> int:
-    """floor(T u) inside 0..T-1; the nudge keeps 0.29 * 100 from being 28."""
+    """floor(T u) inside 0..T-1; the nudge keeps 0.29 * 100 from being 28. Raises ValueError outside [0, 1]."""
+    if not 0 <= u <= 1:
+        raise ValueError(f"a bound of levels is a fraction of the schedule, from 0 to 1; got {u:g}")
     return min(max(math.floor(u * steps + 1e-9), 0), steps - 1)

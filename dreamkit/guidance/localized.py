@@ -42,7 +42,7 @@ class Gated(Noise):
     part_name: ClassVar[str] = "local"
 
     def __call__(self, probe: Probe) -> Noised:
-        part, x = _part(probe), probe.x
+        part, x = probe.part("local", LocalPart), probe.x
         names = ["main", *(name for name in probe.levels if name.startswith("again"))]
         kept = {name: torch.zeros_like(x) for name in ("noise", "prompt", "source")}
         level, seen = probe.levels["main"], torch.ones_like(x[:, :1])
@@ -93,7 +93,7 @@ class Localized(Estimate):
 
     def __call__(self, probe: Probe) -> Tensor:
         believed = fixed(self.mask)
-        mask = believed * _part(probe).map(probe.x) + 1 - believed
+        mask = believed * probe.part("local", LocalPart).map(probe.x) + 1 - believed
         apart = probe.eps("prompt") - probe.eps("source")
         direction = (1 - self.identity) * mask * apart + self.identity * (probe.x - probe.images["source"])
         spread = direction.flatten(1).std(1)
@@ -102,13 +102,6 @@ class Localized(Estimate):
 
     def part(self, prior: Prior, streams: Streams) -> "LocalPart":
         return LocalPart(prior)
-
-
-def _part(probe: Probe) -> "LocalPart":
-    part = probe.parts["local"]
-    if not isinstance(part, LocalPart):
-        raise ValueError(f"the part named 'local' is a {type(part).__name__}")
-    return part
 
 
 class LocalPart(Part):

@@ -44,9 +44,7 @@ class Mapped(Estimate):
         return (Ask("prompt"),)
 
     def __call__(self, probe: Probe) -> Tensor:
-        part = probe.parts["mapper"]
-        if not isinstance(part, MapperPart):
-            raise ValueError(f"the part named 'mapper' is a {type(part).__name__}")
+        part = probe.part("mapper", MapperPart)
         z, level = probe.z(), probe.levels["main"]
         alpha, sigma = level.over(z)
         eps = (z - alpha * part.mapped(probe)) / sigma

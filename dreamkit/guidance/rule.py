@@ -23,7 +23,7 @@ A numeric field of a piece may hold a Schedule; `gradient` turns it into a numbe
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -108,6 +108,13 @@ class Probe:
             return self.noised.z[level, image]
         return add_noise(self.images[image], self.noise, self.levels[level])
 
+    def part(self, name: str, kind: "type[AnyPart]") -> "AnyPart":
+        """The part of that name. Raises ValueError if it is not one of this kind."""
+        found = self.parts[name]
+        if not isinstance(found, kind):
+            raise ValueError(f"the part named {name!r} is a {type(found).__name__}")
+        return found
+
     def ask(self, asks: Iterable[Ask]) -> None:
         """Make every prediction in `asks` that is not known yet, all in one network call."""
         new = [ask for ask in dict.fromkeys(asks) if ask not in self._answers]
@@ -139,6 +146,9 @@ class Part(ABC):
     @abstractmethod
     def load(self, state: dict[str, Any]) -> None:
         """Take over a state. Raises ValueError or KeyError if it is not one of this part's."""
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 class Piece(ABC):  # noqa: B024  the axes below add what is abstract

@@ -160,7 +160,9 @@ MV_SDS = Rule(
     subtract=Drawn(),
     weight=SigmaOverAlpha(),
 )
-"""Multi-view SDS (MVDream, arXiv:2308.16512): all views of an object are denoised together."""
+"""Multi-view SDS (MVDream, arXiv:2308.16512): all views of an object are denoised together.
+
+Under `priors.tiled.Tiled` the views are tiles of one picture: BoostDream's (arXiv:2401.16764), not confirmed."""
 
 CATEGORY_SDS = replace(SDS, trust=LaidOut(7.5, against="null"), subtract=Category())
 """Category-Score Distillation Sampling (Sparse3D, arXiv:2308.14078), derived: a controlled score less its kind's.

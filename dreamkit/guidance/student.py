@@ -52,9 +52,7 @@ class Student(Estimate):
         return ()
 
     def __call__(self, probe: Probe) -> Tensor:
-        part = probe.parts["student"]
-        if not isinstance(part, StudentPart):
-            raise ValueError(f"the part named 'student' is a {type(part).__name__}")
+        part = probe.part("student", StudentPart)
         z, level, bare = probe.z(), probe.levels["main"], probe.conditions[self.condition]
         camera, scale = probe.conditions.get("camera"), fixed(self.scale)
         told = part.eps(z, level, bare, None if scale == 0.0 else camera)

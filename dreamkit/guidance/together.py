@@ -1,6 +1,7 @@
 """Guidance of priors that see more than one picture of one prompt: depth beside the colours, another condition's score.
 
-No prior that ships has what these need; they are refused by name (`rule.check`).
+No prior that ships has what these need, but for `priors.tiled.Tiled`, which shows several views to any. Others are
+refused by name (`rule.check`).
 """
 
 from dataclasses import dataclass

@@ -7,10 +7,14 @@ result does not depend on the number of threads either.
 Only `warp_kernel.py` files import this; it imports Warp.
 """
 
+import atexit
 import ctypes
 import functools
 import os
+import shutil
 import sys
+import tempfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,20 +28,36 @@ else:
     wp.config.quiet = True  # type: ignore[attr-defined]  # an older Warp's word for it
 
 
+def _start() -> str:
+    """Start Warp. Where its folder for compiled kernels cannot be made, it gets one that goes when the process ends;
+    then what comes back says so."""
+    try:
+        wp.init()
+        return ""
+    except OSError as error:
+        cache = tempfile.mkdtemp(prefix="warp-")  # not a name that another user of the machine could guess and fill
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+        wp.config.kernel_cache_dir = cache
+        wp.init()
+        return f"Warp cannot keep compiled kernels ({error}): every run compiles them. Set WARP_CACHE_PATH to a folder."
+
+
 def _init() -> None:
     """Start Warp. Without CUDA its native code says so on standard error at every start, which is no news."""
     if torch.cuda.is_available():
-        wp.init()
-        return
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        wp.init()
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        said = _start()
+    else:
+        sys.stderr.flush()
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            said = _start()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
+    if said:
+        warnings.warn(said, stacklevel=2)
 
 
 _init()

@@ -9,6 +9,7 @@ from torch import Tensor
 from dreamkit.kernels.query import surface
 from dreamkit.meshes import Mesh
 from dreamkit.streams import Streams
+from dreamkit.triangles import on_surface
 
 
 @dataclass(frozen=True)
@@ -45,27 +46,14 @@ def likeness(mesh: Mesh, truth: Mesh, share: float = 0.05, points: int = 20_000,
         raise ValueError("the true mesh has no extent to measure by")
     if not len(mesh.faces):
         return Likeness(0.0, 0.0, 0.0, float("inf"), tolerance)
-    there = _distances(on_surface(mesh, points, Streams(seed, 0)), truth)
-    back = _distances(on_surface(truth, points, Streams(seed, 1)), mesh)
+    there = _distances(mesh, truth, points, Streams(seed, 0))
+    back = _distances(truth, mesh, points, Streams(seed, 1))
     precision, recall = (float((d <= tolerance).double().mean()) for d in (there, back))
     f_score = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return Likeness(f_score, precision, recall, float((there.mean() + back.mean()) / 2), tolerance)
 
 
-def on_surface(mesh: Mesh, count: int, streams: Streams) -> Tensor:
-    """`count` points [count, 3] drawn evenly over a mesh's surface. Raises ValueError if it has no area."""
-    corners = torch.as_tensor(mesh.vertices[mesh.faces]).double()
-    a, b, c = corners.unbind(1)
-    area = torch.linalg.cross(b - a, c - a).norm(dim=1)
-    if not float(area.sum()) > 0:
-        raise ValueError("a mesh without area has no points on its surface")
-    draw = streams.uniform("surface", (3, count), like=area)
-    # By the cumulative area, not by torch.multinomial, which takes no more than 2^24 faces.
-    face = torch.searchsorted(area.cumsum(0), draw[0] * area.sum()).clamp(max=len(area) - 1)
-    root = draw[1].sqrt()[:, None]  # even over the triangle (Osada et al. 2002, eq. 1)
-    u = draw[2][:, None]
-    return ((1 - root) * a[face] + root * (1 - u) * b[face] + root * u * c[face]).float()
-
-
-def _distances(points: Tensor, mesh: Mesh) -> Tensor:
-    return surface(torch.as_tensor(mesh.vertices), torch.as_tensor(mesh.faces)).closest(points).distance
+def _distances(mesh: Mesh, other: Mesh, count: int, streams: Streams) -> Tensor:
+    """[count] from points of one mesh to the other."""
+    points = on_surface(torch.as_tensor(mesh.vertices), torch.as_tensor(mesh.faces), count, streams).position
+    return surface(torch.as_tensor(other.vertices), torch.as_tensor(other.faces)).closest(points).distance

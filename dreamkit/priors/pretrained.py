@@ -136,7 +136,7 @@ class DiffusersPrior(Prior):
                 f"words: {', '.join(self.words)}. For other prompts choose a larger prior, for example "
                 "--prior stable-diffusion-v1-5/stable-diffusion-v1-5."
             )
-        count = len(self.tokenizer(prompt).input_ids)
+        count = len(self.tokenizer(prompt, verbose=False).input_ids)
         if count > self._length:
             raise InputError(
                 f"the prompt {prompt!r} has {count} tokens, and the prior {self.name!r} reads {self._length}. "
@@ -193,6 +193,8 @@ class DiffusersPrior(Prior):
         t = level.t.to(device=z.device, dtype=torch.float32)
         tokens = condition.tensors["tokens"].to(unet.dtype)
         camera = condition.tensors.get("camera")
+        if camera is None and unet.config.class_embed_type == "projection":
+            camera = torch.zeros(len(z), CAMERA_NUMBERS, device=z.device, dtype=unet.dtype)  # not told
         output = unet(z.to(unet.dtype), t, encoder_hidden_states=tokens, class_labels=camera, return_dict=False)[0]
         return output[:, : self.channels].to(z.dtype)
 
@@ -258,8 +260,9 @@ def _download(source: str, revision: str | None) -> Path:
         at = f" at revision {revision!r}" if revision else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"the prior {source!r}{at} is not a folder here and could not be had from the Hugging Face hub: {reason} "
-            "Check the name and the network, download it elsewhere and give --prior its folder, or use --prior toybox."
+            f"the prior {source!r}{at} is not a folder here and could not be had from the Hugging Face hub: "
+            f"{reason.rstrip('.')}. Check the name and the network, download it elsewhere and give --prior its folder, "
+            "or use --prior toybox."
         ) from error
     return _folder(Path(path), f"{source} on the hub is not a diffusers pipeline")
 

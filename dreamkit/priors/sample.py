@@ -1,33 +1,50 @@
-"""Samples of a prior, without a scene: to see what it knows before anything is distilled from it."""
+"""Pictures drawn from a prior, without a scene: what it knows before anything is distilled from it."""
 
-from collections.abc import Sequence
+import itertools
 
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion import Level, cfg, ddim
-from dreamkit.priors.prior import Prior
+from dreamkit.diffusion import Level, add_noise, cfg, ddim, over
+from dreamkit.priors.prior import Condition, Prior
 from dreamkit.streams import Streams
 
 
 @torch.no_grad()
-def sample(prior: Prior, prompts: Sequence[str], streams: Streams, steps: int = 30, scale: float = 3.0) -> Tensor:
-    """One sample x [N, *prior.shape] a prompt, by deterministic DDIM from pure noise (arXiv:2010.02502).
+def sample(
+    prior: Prior,
+    prompt: Condition,
+    null: Condition,
+    streams: Streams,
+    *,
+    steps: int,
+    scale: float,
+    start: Tensor | None = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """One sample x [B, *prior.shape] for each of B conditions, by deterministic guided DDIM (arXiv:2010.02502).
 
-    The levels are the fractions 1, 1 - 1/steps, ..., 1/steps of the prior's own schedule ("trailing" spacing, Lin et
-    al., arXiv:2305.08891, table 2), and then none: the last step goes to x0. Each step asks with the prompt and, unless
-    `scale` is 1, without, and mixes as `diffusion.cfg` says. The noise comes from the stream "sample".
+    The levels are the fractions strength * (1, 1 - 1/steps, ..., 1/steps) of the prior's own schedule ("trailing"
+    spacing, Lin et al., arXiv:2305.08891, table 2), and then none: the last step goes to x0. It begins at noise, or at
+    pictures `start` [B, *prior.shape] noised to the first level (SDEdit, arXiv:2108.01073); the noise is the stream
+    "sample". Each step asks with `prompt` and `null` together and mixes as `diffusion.cfg` says: `steps` calls of 2 B
+    samples; at scale 1 `null` changes nothing and is not asked, B samples.
 
-    Raises InputError for a prompt that the prior does not know, ValueError for fewer than one step.
+    Raises ValueError for fewer than one step, or a strength outside (0, 1].
     """
-    if steps < 1:
-        raise ValueError(f"sampling takes at least one step; got {steps}")
-    count = len(prompts)
-    conditions = [prior.condition(prompts)] + ([prior.condition([""] * count)] if scale != 1 else [])
-    z = streams.normal("sample", (count, *prior.shape)).to(prior.device)
-    levels = [prior.level(torch.full((count,), 1 - i / steps)) for i in range(steps)]
-    clean = torch.zeros(count, dtype=torch.float64)
-    for level, to in zip(levels, [*levels[1:], Level(clean, clean + 1, clean)], strict=True):
+    if steps < 1 or not 0 < strength <= 1:
+        raise ValueError(f"sampling takes at least one step and a strength in (0, 1]; got {steps} and {strength}")
+    count = len(prompt)
+    conditions = [prompt] if scale == 1 else [prompt, null]
+    levels = [prior.level(torch.full((count,), strength * (1 - i / steps))) for i in range(steps)]
+    first, clean = levels[0], torch.zeros(count, dtype=torch.float64)
+    like = torch.zeros(count, *prior.shape, device=prior.device) if start is None else start
+    noise = streams.normal("sample", tuple(like.shape), like=like)
+    if start is None:  # at the length that z has there: one, unless the schedule does not preserve variance
+        z = noise * over((first.alpha**2 + first.sigma**2).sqrt(), noise)
+    else:
+        z = add_noise(start, noise, first)
+    for level, to in itertools.pairwise([*levels, Level(clean, clean + 1, clean)]):
         said = prior.predict(z, level, conditions)
         z = ddim(z, said[0] if scale == 1 else cfg(said[0], said[1], scale), level, to)
     return z

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dreamkit.errors import InputError
 from dreamkit.kernels.texture import cube_directions, mipmap, sample, sample_cube
+from dreamkit.render.hdr import read_hdr
 
 Radiance = Callable[[Tensor], Tensor]
 """Unit world directions [..., 3] -> linear radiance [..., 3], from which light comes."""
@@ -100,8 +101,8 @@ class Studio:
 class Panorama:
     """An environment from a file: an equirectangular picture in linear light, twice as wide as high.
 
-    Its middle column is what lies in front of the object, towards +x; its top row lies above. A .npy holds [H, W, 3]
-    floats; .hdr and .exr are read where imageio can.
+    Its middle column is what lies in front of the object, towards +x; its top row lies above. The file is a Radiance
+    picture (.hdr, .pic), or a .npy of [H, W, 3] floats.
     """
 
     path: str
@@ -129,11 +130,11 @@ def _panorama(path: str) -> np.ndarray:
     if not file.is_file():
         raise InputError(f"there is no environment file {file}")
     try:
-        found = np.load(file, allow_pickle=False) if file.suffix.lower() == ".npy" else _read_picture(file)
+        found = np.load(file, allow_pickle=False) if file.suffix.lower() == ".npy" else read_hdr(file)
     except Exception as error:  # each reader raises what it meets
         raise InputError(
-            f"{file} cannot be read as an environment ({_first_line(error)}). A .npy of [H, W, 3] floats in linear "
-            "light always can; .hdr and .exr need an imageio plug-in: pip install opencv-python"
+            f"{file} cannot be read as an environment ({_first_line(error)}). What can is a Radiance picture, .hdr, or "
+            "a .npy of [H, W, 3] floats in linear light; an .exr is to be converted first, as Blender does."
         ) from error
     if found.ndim != 3 or found.shape[2] < 3 or min(found.shape[:2]) < 2 or found.dtype.kind != "f":
         raise InputError(f"{file}: an environment is [H, W, 3] floats in linear light; got {found.shape} {found.dtype}")
@@ -141,12 +142,6 @@ def _panorama(path: str) -> np.ndarray:
     if not np.isfinite(found).all() or found.min() < 0:
         raise InputError(f"{file}: radiance is finite and at least 0; the file has other values")
     return found
-
-
-def _read_picture(file: Path) -> np.ndarray:
-    import imageio.v3 as imageio
-
-    return np.asarray(imageio.imread(file))
 
 
 def _first_line(error: Exception) -> str:

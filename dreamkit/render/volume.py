@@ -100,7 +100,7 @@ def render_volume(
         normals = None if normal is None else _normals(normal, points, density, samples, backend)
         if light is not None and lamp is not None and normals is not None:
             colour = lit(light, lamp[rays].index_select(0, samples.ray), points, colour, normals)
-        pixels = _composite(samples, directions[rays], density, colour, normals, backend)
+        pixels = _composite(samples, directions[rays], points, density, colour, normals, backend)
         return pixels if chunk is None else replace(pixels, samples=None)  # which would outweigh the picture
 
     count = len(origins)
@@ -150,12 +150,18 @@ def lit(light: Light, lamp: Tensor, points: Tensor, albedo: Tensor, normals: Ten
 
 
 def _composite(
-    samples: Samples, directions: Tensor, density: Tensor, colour: Tensor, normals: Tensor | None, backend: str
+    samples: Samples,
+    directions: Tensor,
+    points: Tensor,
+    density: Tensor,
+    colour: Tensor,
+    normals: Tensor | None,
+    backend: str,
 ) -> _Pixels:
     features = colour if normals is None else torch.cat([colour, normals], dim=-1)
     sums = composite(density, features, samples.t, samples.length, samples.offsets, backend=backend)
     opacity = -torch.expm1(-density * samples.length)
-    inside = RaySamples(sums.weight, normals, directions.index_select(0, samples.ray), opacity)
+    inside = RaySamples(sums.weight, normals, directions.index_select(0, samples.ray), opacity, points)
     across = None if normals is None else sums.features[:, 3:]
     return _Pixels(sums.features[:, :3], sums.alpha, sums.depth, across, inside)
 

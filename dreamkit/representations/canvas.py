@@ -43,7 +43,6 @@ class CanvasScene:
         streams: Streams | None = None,
         *,
         now: Any = None,
-        training: bool = False,
         shading: LightName | None = None,
         normals: bool = False,
         background: Tensor | Colour | None = None,

@@ -16,8 +16,9 @@ from torch import Tensor
 from dreamkit.cameras import Orbit
 from dreamkit.meshes import Mesh
 from dreamkit.representations.representation import Scene, Solid, Volume
-from dreamkit.representations.surface import on_surface, seen_colour, signed_distance, surface_of
+from dreamkit.representations.surface import seen_colour, signed_distance, surface_of
 from dreamkit.streams import Streams
+from dreamkit.triangles import face_normals, on_surface
 
 FACES, GRID = 20_000, 96
 """Largest number of faces, and nodes along each side, when the surface of the teacher is sought."""
@@ -72,7 +73,7 @@ def learn(student: Student, teacher: Scene, device: torch.device | str, streams:
         behind = own.uniform("background", (1, 3)).to(on.device)
         with torch.no_grad():
             want = teacher.render(cameras, shading="albedo", background=behind)
-        got = student.render(cameras, shading="albedo", background=behind)
+        got = student.render(cameras, own, shading="albedo", background=behind)
         far = want.alpha * got.alpha.detach() * (got.depth - want.depth).square()
         seen = F.mse_loss(got.rgb, want.rgb) + F.mse_loss(got.alpha, want.alpha) + DEPTH * far.mean()
         return seen + HOLD * of_points(own)
@@ -103,8 +104,10 @@ def seen_points(
     scene: Solid | Volume, mesh: Mesh, count: int, device: torch.device | str, streams: Streams
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`count` uniform points on a scene's surface, the normals there, and the colours seen there, each [count, 3]."""
-    points, normals, _ = on_surface(mesh, count, streams)
-    return points, normals, seen_colour(scene, points, normals, device)
+    vertices, faces = torch.as_tensor(mesh.vertices), torch.as_tensor(mesh.faces)
+    points = on_surface(vertices, faces, count, streams)
+    normals = face_normals(vertices, faces)[points.face]
+    return points.position, normals, seen_colour(scene, points.position, normals, device)
 
 
 @torch.enable_grad()

@@ -241,7 +241,6 @@ class DMTetScene:
         streams: Streams | None = None,
         *,
         now: DMTet | None = None,
-        training: bool = False,
         shading: LightName | None = None,
         normals: bool = False,
         background: Tensor | Colour | None = None,
@@ -252,16 +251,13 @@ class DMTetScene:
         outside of training.
         """
         now = self._now(now)
-        if training and streams is None:
-            raise ValueError("a training view needs streams to draw from")
-        drawn = streams if training else None
-        if training:
+        if streams is not None:
             self.wanted = max(self.wanted, int(fixed(now.subdivisions)))
         if shading is None:
             plain: LightName = "albedo" if self.albedo is not None else "textureless"
-            shading = plain if drawn is None else now.shading.choose(drawn)
+            shading = plain if streams is None else now.shading.choose(streams)
         cameras = cameras.to(self.anchor.device)
-        light = now.shading.light(shading, cameras, drawn)
+        light = now.shading.light(shading, cameras, streams)
         self.shown = self.cut()
         _, surface = self.shown
         return render_surface(
@@ -269,7 +265,7 @@ class DMTetScene:
             surface.faces,
             cameras,
             partial(self._shade, light=light),
-            background=self.backdrop.behind(len(cameras), drawn, background),
+            background=self.backdrop.behind(len(cameras), streams, background),
             normals=normals,
             backend=now.backend,
         )
@@ -343,13 +339,13 @@ class DMTetScene:
         Returns whether the networks are.
         """
         if isinstance(scene, HashGridScene):
-            found, learned = (scene.table, scene.hidden, scene.output[1:]), scene.backdrop
+            found = (scene.table, scene.hidden, scene.output[1:])
         elif isinstance(scene, DMTetScene) and scene.albedo is not None:
-            found, learned = (scene.albedo.table, scene.albedo.hidden, scene.albedo.output), scene.backdrop.learned
+            found = (scene.albedo.table, scene.albedo.hidden, scene.albedo.output)
         else:
             return False
-        if self.backdrop.learned is not None and learned is not None:
-            self.backdrop.learned.copy_(learned)
+        if self.backdrop.learned is not None and scene.backdrop.learned is not None:
+            self.backdrop.learned.copy_(scene.backdrop.learned)
         mine = () if self.albedo is None else (self.albedo.table, self.albedo.hidden, self.albedo.output)
         alike = [a.shape for a in mine] == [b.shape for b in found]
         for a, b in zip(mine, found if alike else mine, strict=True):

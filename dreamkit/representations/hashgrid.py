@@ -21,10 +21,10 @@ from dreamkit.kernels.march import cell_points, update_occupancy
 from dreamkit.render.volume import render_volume
 from dreamkit.representations.distil import learn
 from dreamkit.representations.representation import (
+    Backdrop,
     Background,
     Colour,
     Group,
-    LearnedColour,
     LightName,
     RandomColour,
     Scene,
@@ -46,6 +46,10 @@ SOLID, RIM = 60.0, 0.03
 """Densities before their activation go from -SOLID to SOLID, within RIM world units to either side of a surface that
 a scene begins from."""
 
+DENSER = 2
+"""Pictures that draw nothing have samples so many times as dense as training views: the mean of those, whose samples
+stand at random places, is what the scene looks like."""
+
 POINTS_AT_ONCE = 2**17
 RAYS_AT_ONCE = 2**15
 
@@ -62,7 +66,7 @@ class HashGrid:
     hidden: int = 32
     """Width of the network's one hidden layer."""
     step: float = 0.06
-    """Distance between samples along a ray; the cube's diagonal has 58."""
+    """Distance between samples along a ray of a training view; the cube's diagonal has 58."""
     radius: float = 1.8
     """The scene is empty outside this ball, so that nothing grows where not every camera sees it; 1.8 is no limit."""
     blob_strength: float = 10.0
@@ -136,9 +140,7 @@ class HashGridScene:
         self.remembered = torch.zeros(grid, device=device)
         self.occupied = torch.ones(grid, dtype=torch.bool, device=device)
         self.thinnest = torch.zeros(grid, device=device)
-        self.backdrop: Tensor | None = None
-        if isinstance(spec.background, LearnedColour):
-            self.backdrop = leaf(torch.logit(torch.tensor(spec.background.start), eps=1e-3))
+        self.backdrop = Backdrop(spec.background, spec.preview, device)
 
     def render(
         self,
@@ -146,27 +148,23 @@ class HashGridScene:
         streams: Streams | None = None,
         *,
         now: HashGrid | None = None,
-        training: bool = False,
         shading: LightName | None = None,
         normals: bool = False,
         background: Tensor | Colour | None = None,
     ) -> Images:
         """Pictures of the scene; see Scene.render. Streams "jitter", "background", "shading" and "light"."""
         now = self._now(now)
-        drawn = streams if training else None
-        if training and streams is None:
-            raise ValueError("a training view needs streams to draw from")
         cameras = cameras.to(self.table.device)
-        shading = shading or ("albedo" if drawn is None else now.shading.choose(drawn))
-        light = now.shading.light(shading, cameras, drawn)
+        shading = shading or ("albedo" if streams is None else now.shading.choose(streams))
+        light = now.shading.light(shading, cameras, streams)
         size = (len(cameras), cameras.height, cameras.width)
         return render_volume(
             cameras,
             self._field,
             self.occupied,
-            step=now.step,
-            background=self._backdrop(len(cameras), drawn, background),
-            jitter=0.5 if drawn is None else drawn.uniform("jitter", size, like=self.table),
+            step=now.step if streams is not None else now.step / DENSER,
+            background=self.backdrop.behind(len(cameras), streams, background),
+            jitter=0.5 if streams is None else streams.uniform("jitter", size, like=self.table),
             normal=self._normal if normals or light is not None else None,
             light=light,
             thinnest=self.thinnest,
@@ -181,9 +179,7 @@ class HashGridScene:
             {"name": "table", "params": [self.table], "lr": fixed(now.table_rate)},
             {"name": "network", "params": [self.hidden, self.output], "lr": fixed(now.network_rate)},
         ]
-        if self.backdrop is not None and isinstance(now.background, LearnedColour):
-            groups.append({"name": "background", "params": [self.backdrop], "lr": fixed(now.background.rate)})
-        return groups
+        return groups + self.backdrop.parameters(now.background)
 
     @torch.no_grad()
     def after_step(self, step: int, streams: Streams) -> None:
@@ -242,8 +238,7 @@ class HashGridScene:
 
     def _tensors(self) -> dict[str, Tensor]:
         names = ("table", "hidden", "output", "remembered", "occupied", "thinnest")
-        learned = {} if self.backdrop is None else {"background": self.backdrop}
-        return {name: getattr(self, name) for name in names} | learned
+        return {name: getattr(self, name) for name in names} | self.backdrop.tensors()
 
     def _field(self, points: Tensor) -> tuple[Tensor, Tensor]:
         out = F.linear(self._hidden(points), self.output)
@@ -271,23 +266,6 @@ class HashGridScene:
         taps = torch.tensor(TAPS, dtype=points.dtype, device=points.device)
         around = (points[:, None, :] + self.spec.normal_step * taps).reshape(-1, 3)
         return F.normalize(-self._raw(around).reshape(-1, 4) @ taps, dim=-1, eps=1e-6)
-
-    def _backdrop(self, count: int, drawn: Streams | None, given: Tensor | Colour | None) -> Tensor:
-        """[B, 3], or [B, 3, H, W] if given as pictures."""
-        like = self.table
-        if given is None and drawn is None:
-            given = self.spec.preview
-        if given is not None:
-            colour = torch.as_tensor(given, dtype=like.dtype, device=like.device)
-            return colour.expand(count, 3) if colour.ndim == 1 else colour
-        assert drawn is not None
-        background = self.spec.background
-        if not isinstance(background, LearnedColour):
-            return background.draw(count, drawn).to(like)
-        assert self.backdrop is not None
-        other = RandomColour().draw(count, drawn).to(like)
-        swap = drawn.uniform("background/swap", (count, 1), like=like) < background.random
-        return torch.where(swap, other, torch.sigmoid(self.backdrop))
 
     def _in_chunks(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
         points = points.to(self.table)

@@ -169,6 +169,8 @@ class _Shape:
     """[F, 3] int32, `edge_neighbours(welded)`."""
     edges: Tensor
     """[E, 2] int64, between distinct positions."""
+    degree: Tensor
+    """[W, 1] how many of them end at each, or 1 where none does; float32."""
     base: Tensor
     """[W, 3] the distinct positions, in the scene."""
 
@@ -180,6 +182,8 @@ class _Shape:
         base = _placement(placement).to_scene(positions)
         numbers = torch.from_numpy(number.astype(np.int64)).to(device)
         welded = numbers[faces.long()].int()
+        edges = unique_edges(welded)
+        degree = torch.bincount(edges.reshape(-1), minlength=len(positions)).clamp(min=1).float()[:, None]
         return _Shape(
             vertices,
             faces,
@@ -188,7 +192,8 @@ class _Shape:
             numbers,
             welded,
             edge_neighbours(welded),
-            unique_edges(welded),
+            edges,
+            degree,
             torch.from_numpy(base).to(device),
         )
 
@@ -197,8 +202,7 @@ class _Shape:
         if times == 0:
             return values
         first, second = self.edges.unbind(1)
-        degree = values.new_zeros(len(values)).index_add(0, self.edges.reshape(-1), values.new_ones(self.edges.numel()))
-        share = 0.5 / degree.clamp(min=1)[:, None]
+        share = 0.5 / self.degree.to(values)
         for _ in range(times):
             around = torch.zeros_like(values).index_add(0, first, values[second]).index_add(0, second, values[first])
             values = 0.5 * values + share * around
@@ -261,7 +265,6 @@ class MeshScene:
         streams: Streams | None = None,
         *,
         now: MeshSurface | None = None,
-        training: bool = False,
         shading: LightName | None = None,
         normals: bool = False,
         background: Tensor | Colour | None = None,
@@ -271,20 +274,17 @@ class MeshScene:
         In the light of the environment, if there is one and no `shading` is asked for: "albedo" shows the colour alone.
         """
         now = self._now(now)
-        if training and streams is None:
-            raise ValueError("a training view needs streams to draw from")
-        drawn = streams if training else None
         environment = now.environment if shading is None else None
         if shading is None:
-            shading = "albedo" if drawn is None or environment is not None else now.shading.choose(drawn)
+            shading = "albedo" if streams is None or environment is not None else now.shading.choose(streams)
         cameras = cameras.to(self.device)
         shape, _, paint = self._parts
         vertices = self.vertices()
         maps = None
         if environment is not None:
             maps = light_maps(environment, now.light_size, self.device, vertices.dtype)
-        light = now.shading.light(shading, cameras, drawn)
-        behind = self.backdrop.behind(len(cameras), drawn, background).to(vertices)
+        light = now.shading.light(shading, cameras, streams)
+        behind = self.backdrop.behind(len(cameras), streams, background).to(vertices)
         if isinstance(paint, LatentPaint):
             behind = torch.cat([behind, latents_of(behind, paint.to_rgb)], dim=1)
         images = render_surface(

@@ -54,7 +54,6 @@ class ParticlesScene:
         cameras: Cameras,
         streams: Streams | None = None,
         *,
-        training: bool = False,
         background: Tensor | Colour | None = None,
         **rest: Any,
     ) -> Images:
@@ -62,7 +61,7 @@ class ParticlesScene:
 
         In training the particles come in a random order, another at every step (stream "particle"), and over again.
         """
-        order = [0] if streams is None or not training else self.order(len(cameras), streams)
+        order = [0] if streams is None else self.order(len(cameras), streams)
         rows: list[list[int]] = [[] for _ in self.scenes]
         for i in range(len(cameras)):
             rows[order[i % len(order)]].append(i)
@@ -71,9 +70,7 @@ class ParticlesScene:
             if mine:
                 behind = background[mine] if isinstance(background, Tensor) and background.ndim == 4 else background
                 own = None if streams is None else streams.within(f"particle{i}")
-                found.append(
-                    scene.render(cameras[torch.tensor(mine)], own, training=training, background=behind, **rest)
-                )
+                found.append(scene.render(cameras[torch.tensor(mine)], own, background=behind, **rest))
         return _merged(found, torch.tensor([i for mine in rows for i in mine]))
 
     def order(self, batch: int, streams: Streams) -> list[int]:
@@ -132,4 +129,5 @@ def _samples(images: list[Images]) -> RaySamples | None:
         torch.cat(normals) if len(normals) == len(inside) else None,
         torch.cat([samples.direction for samples in inside]),
         torch.cat([samples.opacity for samples in inside]),
+        torch.cat([samples.position for samples in inside]),
     )

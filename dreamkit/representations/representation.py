@@ -39,16 +39,15 @@ class Scene(Protocol):
         streams: Streams | None = None,
         *,
         now: Any = None,
-        training: bool = False,
         shading: LightName | None = None,
         normals: bool = False,
         background: Tensor | Colour | None = None,
     ) -> Images:
         """Pictures, differentiable in the parameters.
 
-        In training what is not given is drawn from `streams` (sample positions, background, light); otherwise nothing
-        is random. `normals` asks for Images.normal and for normals inside the volume. `now` is the resolved
-        specification, by default that at the end of the stage.
+        With `streams` it is a training view: what is not given is drawn from them (sample positions, background,
+        light). Without, nothing is random. `normals` asks for Images.normal and for normals inside the volume. `now` is
+        the resolved specification, by default that at the end of the stage.
         """
         ...
 

@@ -109,13 +109,11 @@ class SignedDistanceScene(HashGridScene):
         """[N] lengths of the gradient at points of the last training view and of the whole ball; for losses."""
         return self.gradient(self.probes).norm(dim=-1)
 
-    def render(
-        self, cameras: Cameras, streams: Streams | None = None, *, now: Any = None, training: bool = False, **rest: Any
-    ) -> Images:
+    def render(self, cameras: Cameras, streams: Streams | None = None, *, now: Any = None, **rest: Any) -> Images:
         """As a hash-grid scene; in training also the stream "eikonal"."""
         grid = None if now is None else now.grid
-        images = super().render(cameras, streams, now=grid, training=training, **rest)
-        if training and streams is not None:
+        images = super().render(cameras, streams, now=grid, **rest)
+        if streams is not None:
             drawn = 2 * streams.uniform("eikonal", (PROBES, 3), like=self.table) - 1
             probes = torch.cat([self._seen[:: max(1, len(self._seen) // PROBES)], drawn])
             self.probes = probes[probes.norm(dim=-1) < self.spec.radius - 2 * self.spec.normal_step]

@@ -6,22 +6,18 @@ Export, and every representation that begins with the shape of another scene, as
 import torch
 from torch import Tensor
 
-from dreamkit.assets.bake import bake, seen_depth
+from dreamkit.assets.bake import bake, seen_depths
 from dreamkit.assets.clean import clean
 from dreamkit.assets.extract import density_grid, density_surface, match_level
 from dreamkit.cameras import Cameras, orbit
 from dreamkit.errors import InputError
 from dreamkit.images import Images
-from dreamkit.kernels.query import Hits
 from dreamkit.kernels.query import surface as mesh_queries
 from dreamkit.meshes import Mesh
 from dreamkit.representations.representation import Scene, Solid, Volume
-from dreamkit.streams import Streams
 
 PARTS = 0.02
 """Components below this share of the largest one's area are floaters, and left out."""
-SHELL = 0.03
-"""World units to either side of a volume's surface in which its colour is sought."""
 
 
 def check_cameras() -> Cameras:
@@ -59,37 +55,19 @@ def surface_of(scene: Scene, faces: int, resolution: int, seen: Images | None = 
 def seen_colour(scene: Solid | Volume, points: Tensor, normals: Tensor, device: torch.device | str) -> Tensor:
     """[N, 3] the colours that cameras see at points of the scene's surface with these normals, each [N, 3].
 
-    The colour of a volume lies under its level surface (`seen_depth`).
+    The colour of a volume lies under its level surface (`seen_depths`).
     """
+    layers = points[None]
     if isinstance(scene, Volume):
-        depth = seen_depth(points.numpy(), normals.numpy(), scene.density, SHELL, device)
-        points = points - normals * torch.as_tensor(depth)[:, None]
-    return scene.colour(points.to(device)).detach().cpu()
+        depths = seen_depths(points.numpy(), normals.numpy(), scene.density, device)
+        layers = points - normals * torch.as_tensor(depths).T[..., None]
+    return torch.stack([scene.colour(layer.to(device)).detach().cpu() for layer in layers]).mean(0)
 
 
 def baked(scene: Solid | Volume, mesh: Mesh, size: int, device: torch.device | str) -> Mesh:
     """The scene's surface, with texture coordinates, and the colours that cameras see there in a texture of `size`."""
     density = scene.density if isinstance(scene, Volume) else None
-    return bake(mesh, scene.colour, size, density=density, shell=SHELL, device=device)
-
-
-def on_surface(mesh: Mesh, count: int, streams: Streams) -> tuple[Tensor, Tensor, Hits]:
-    """`count` uniform points of a mesh [count, 3], the normals there [count, 3], and where on it they are.
-
-    Streams "surface" and "surface/corner". Raises InputError for a mesh without area.
-    """
-    corners = torch.as_tensor(mesh.vertices).float()[torch.as_tensor(mesh.faces).long()]
-    sides = corners[:, 1:] - corners[:, :1]
-    area = torch.linalg.cross(sides[:, 0], sides[:, 1]).norm(dim=1).double().cumsum(0)
-    if not len(area) or not float(area[-1]) > 0:
-        raise InputError("there are no points on a mesh without area")
-    draw = streams.uniform("surface", (count,)).double() * area[-1]
-    face = torch.searchsorted(area, draw, right=True).clamp(max=len(area) - 1)
-    root, along = streams.uniform("surface/corner", (2, count)).unbind()
-    root = root.sqrt()  # uniform in the triangle
-    weight = torch.stack([1 - root, root * (1 - along), root * along], 1)
-    places = (corners[face] * weight[..., None]).sum(1)
-    return places, torch.as_tensor(mesh.face_normals)[face].float(), Hits(torch.zeros(count), face, weight)
+    return bake(mesh, scene.colour, size, density=density, device=device)
 
 
 def signed_distance(mesh: Mesh, points: Tensor) -> Tensor:

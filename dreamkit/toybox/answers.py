@@ -40,7 +40,7 @@ VISIBLE = 0.04
 """Share of a thing's pixels that its part must have to be asked about."""
 HIDDEN = 0.01
 """A thing with a smaller share of the picture is not asked for."""
-NEAR = 0.22
+NEAR = 0.26
 """Colours closer than this (Euclidean, RGB) may be taken for each other."""
 BORDER = 5.0
 """Degrees to the border between two views within which either word is right."""
@@ -83,7 +83,7 @@ def _counted(part: Tensor, normal: Tensor, pale: Tensor, towards: Tensor) -> tup
     return rays(torch.ones_like(part)), light, rays(facing)
 
 
-def looks_alike(arrangement: Arrangement, azimuth: Tensor, elevation: Tensor, share: float = 0.01) -> Tensor:
+def looks_alike(arrangement: Arrangement, azimuth: Tensor, elevation: Tensor, share: float = 0.02) -> Tensor:
     """Whether what stands there looks the same when the camera goes round by 45, 90, ... degrees, bool [N, 8].
 
     Azimuth and elevation [N] in degrees. Column j belongs to a turn by 45 j degrees. The same means: of the rays of a

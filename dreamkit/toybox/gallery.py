@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dreamkit import pages
-from dreamkit.disk import write_whole
+from dreamkit.disk import check_folder, make_folder, write_whole
 from dreamkit.errors import InputError
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
@@ -35,14 +35,16 @@ def unknown() -> list[str]:
 
 
 def write(path: Path, seed: int = 0) -> Path:
-    """Write the page: one sample of each kind, colour pair, material and relation. Raises InputError for a bad name."""
+    """Write the page: one sample of each kind, colour pair, material and relation. Raises InputError for a name
+    that is not .html or cannot be written."""
     if path.suffix != ".html":
         raise InputError(f"--out {path}: the samples are a page; give a name that ends in .html.")
+    check_folder(path.parent)
     pool = cast_pool(6, seed, torch.device("cpu"), note=lambda text: None, pairs=12)
     parts = [pages.paragraph(f"{name}: {text}") for name, text in words().items()]
     for title, asked in _shown(pool, random.Random(seed)).items():
         parts += [pages.heading(title), *_figures(pool, asked, seed)]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, pages.page("The toybox", parts))
     return path
 

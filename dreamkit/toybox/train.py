@@ -7,12 +7,14 @@
 
 A UNet2DConditionModel on pixel-unshuffled pictures (64x64x3 becomes 16x16x48, exactly invertible) and a two-layer text
 transformer learn together to predict v = alpha eps - sigma x (Salimans and Ho, arXiv:2202.00512) under Stable
-Diffusion's noise schedule. The learning rate warms up, stays, and falls to zero over the last 40 % of the steps, so a
-run may be resumed with another --steps. What is kept is an exponential moving average of the weights. The result is a
-diffusers pipeline folder in half precision.
+Diffusion's noise schedule. The learning rate warms up and falls to zero over the steps; a run may be resumed with
+another --steps. What is kept is an exponential moving average of the weights. The result is a diffusers pipeline folder
+in half precision.
 
-With --together 4 it sees four views of an object at once and is told where each camera stands (MVDream,
-arXiv:2308.16512): its self-attention looks at all four, and the camera's numbers join the embedding of the level.
+It is told where the camera stands twice: by the caption's view words, and by the camera's numbers, which join the
+embedding of the level. Zeros mean that it is not told; in training, for every fourth object.
+
+With --together 4 it sees four views of an object at once (MVDream, arXiv:2308.16512): its self-attention looks at all.
 """
 
 import argparse
@@ -50,6 +52,7 @@ class Settings:
     rate: float = 1.2e-3
     ema: float = 0.998
     drop_caption: float = 0.1
+    drop_camera: float = 0.25
     views: int = 768
     seed: int = 0
     together: int = 1
@@ -94,17 +97,14 @@ class Networks(torch.nn.Module):
             addition_embed_type_num_heads=4,
             attention_head_dim=4,
             norm_num_groups=16,
-            **(
-                {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_NUMBERS}
-                if together > 1
-                else {}
-            ),
+            # And so does the camera.
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=CAMERA_NUMBERS,
         )
         see_together(self.unet, together)
 
     def forward(self, z: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor) -> Tensor:
-        told = cameras if self.together > 1 else None
-        return self.unet(z, t, self.text_encoder(tokens).last_hidden_state, class_labels=told).sample
+        return self.unet(z, t, self.text_encoder(tokens).last_hidden_state, class_labels=cameras).sample
 
 
 def make_scheduler() -> Any:
@@ -176,8 +176,10 @@ def begin_from(folder: Path, networks: Networks) -> None:
     """Take over exported weights, word by word: what the older vocabulary lacks keeps its random beginning."""
     from safetensors.torch import load_file
 
-    # The camera's embedding may be new; everything else must be there.
+    # The camera's embedding may be new, and then says nothing at first; everything else must be there.
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    torch.nn.init.zeros_(networks.unet.class_embedding.linear_2.weight)
+    torch.nn.init.zeros_(networks.unet.class_embedding.linear_2.bias)
     missing, unknown = networks.unet.load_state_dict(weights, strict=False)
     if unknown or any(not name.startswith("class_embedding") for name in missing):
         raise InputError(f"the weights in {folder} are of another architecture: {[*unknown, *missing][:3]} do not fit.")
@@ -198,6 +200,8 @@ def _loss(networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings
     pictures, captions, cameras = batch(pool, settings.batch, streams)
     objects = settings.batch // settings.together
     dropped = _each(streams.uniform("drop", (objects,)), settings.together) < settings.drop_caption
+    unseen = _each(streams.uniform("drop/camera", (objects,)), settings.together) < settings.drop_camera
+    cameras = cameras * ~unseen[:, None].to(cameras.device)
     captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(abar.device)
     x = torch.nn.functional.pixel_unshuffle(2 * pictures - 1, FOLD)
@@ -216,8 +220,8 @@ def _each(values: Tensor, times: int) -> Tensor:
 
 
 def _rate(step: int, steps: int) -> float:
-    """The share of the full learning rate: warm-up, plateau, then a straight fall to zero over the last 40 %."""
-    return min((step + 1) / 200, 1.0, (steps - step) / (0.4 * steps))
+    """The share of the full learning rate: warm-up, then straight to zero (arXiv:2502.15938)."""
+    return min((step + 1) / 200, 1 - step / steps)
 
 
 @torch.no_grad()

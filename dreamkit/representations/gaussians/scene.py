@@ -174,7 +174,6 @@ class GaussiansScene:
         streams: Streams | None = None,
         *,
         now: Gaussians | None = None,
-        training: bool = False,
         shading: LightName | None = None,
         normals: bool = False,
         background: Tensor | Colour | None = None,
@@ -187,12 +186,9 @@ class GaussiansScene:
         """
         if shading not in (None, "albedo"):
             raise InputError(f"Gaussians cannot be lit: ask for shading='albedo', or none; got {shading!r}")
-        if training and streams is None:
-            raise ValueError("a training view needs streams to draw from")
         now = self._now(now)
         cameras = cameras.to(self.device)
-        drawn = streams if training else None
-        behind = self.backdrop.behind(len(cameras), drawn, background)
+        behind = self.backdrop.behind(len(cameras), streams, background)
         if not all(bool(tensor.detach().sum().isfinite()) for tensor in self.cloud.tensors().values()):
             return self._broken(cameras, normals)
         images, passes = render_splats(
@@ -208,9 +204,11 @@ class GaussiansScene:
             absolute=isinstance(now.strategy, Densify) and now.strategy.absolute,
             backend=now.backend,
         )
-        if drawn is not None and torch.is_grad_enabled():
-            self._watch_of(drawn, now).add(passes, cameras)
-        return images if training else replace(images, rgb=images.rgb.clamp(0, 1))
+        if streams is None:
+            return replace(images, rgb=images.rgb.clamp(0, 1))
+        if torch.is_grad_enabled():
+            self._watch_of(streams, now).add(passes, cameras)
+        return images
 
     def parameters(self, now: Gaussians | None = None) -> list[Group]:
         """A group for each of the cloud's tensors, by its name, and "background" where it is learned."""

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from dreamkit.assets.files import read
 from dreamkit.errors import InputError
+from dreamkit.kernels.query import Hits
 from dreamkit.meshes import Mesh
 from dreamkit.render.mesh import colour_at
 from dreamkit.representations.distil import FACES, GRID, seen_points
 from dreamkit.representations.gaussians.cloud import Cloud, dc_of
-from dreamkit.representations.surface import on_surface, surface_of
+from dreamkit.representations.surface import surface_of
 from dreamkit.streams import Streams
+from dreamkit.triangles import face_normals, on_surface
 
 SOLID, WIDE, THIN = 0.9, 0.6, 0.18
 """Gaussians that stand for a surface: their opacity, and their deviations along it and across, in distances to their
@@ -92,9 +94,11 @@ def _head(path: Path) -> bytes:
 
 
 def surface(mesh: Mesh, count: int, streams: Streams) -> Cloud:
-    """Nearly opaque discs spread evenly over a mesh, in its colours. Streams "surface" and "surface/corner"."""
-    places, normals, hits = on_surface(mesh, count, streams)
-    return _discs(places, normals, colour_at(mesh, hits))
+    """Nearly opaque discs spread evenly over a mesh, in its colours. Stream "surface"."""
+    vertices, faces = torch.as_tensor(mesh.vertices), torch.as_tensor(mesh.faces)
+    points = on_surface(vertices, faces, count, streams)
+    colours = colour_at(mesh, Hits(torch.zeros(count), points.face, points.barycentric))
+    return _discs(points.position, face_normals(vertices, faces)[points.face], colours)
 
 
 def scene(other: Any, count: int, device: torch.device | str, streams: Streams) -> Cloud:

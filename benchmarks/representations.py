@@ -1,0 +1,78 @@
+"""What the default system makes in each representation: the same prompts, one seed, the prior that ships.
+
+    python -m benchmarks.representations --workers 2 --sheet docs/representations.png
+    python -m benchmarks.representations --representations nerf,dmtet --out outputs/short -- --steps 100
+
+An asset is made as `dreamkit generate --representation NAME` makes it: by the default system, with its steps, cameras
+and losses, which were chosen for the nerf. (`mesh` is left out: it has the topology of what it starts from.) A finished
+run is kept, an interrupted one resumed; other arguments want another --out. The table, in Markdown, is that of
+`dreamkit eval`: shares of views in which the judge, trained on renders only, sees the thing and its colour; F-score to
+the true mesh and overlap of their silhouettes; seconds of optimising; and how well the written GLB agrees with the
+scene's own pictures. The numbers asset by asset are in the eval.json and eval.html of each representation.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rules import runs_of, sheet
+from dreamkit import evaluate
+from dreamkit.errors import InputError, nearest
+from dreamkit.prompts import read_list
+from dreamkit.recipe import data_folder
+from dreamkit.run import Run, slug
+
+KINDS = ("nerf", "sdf", "gaussians", "dmtet")
+COLUMNS = {"recognised": "recognised", "colour": "colour", "F-score": "F-score", "IoU": "silhouettes"}
+"""Of the report's means, and what they are called in the table."""
+
+
+def line(kind: str, report: dict[str, Any], folders: list[Path], wanted: int) -> str:
+    """One row of the table."""
+    means = report["means"]
+
+    def mean(name: str, digits: int) -> str:
+        value = means.get(name, {}).get("mean")
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    exports = [Run.open(folder).facts["export"] for folder in folders]
+    agreement = f"{sum(facts['psnr'] for facts in exports) / len(exports):.1f}" if exports else "-"
+    cells = [f"`{kind}`", f"{len(folders)} of {wanted}", *(mean(name, 2) for name in COLUMNS)]
+    return f"| {' | '.join([*cells, mean('seconds', 0), agreement])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--representations", default=",".join(KINDS), help="comma between (default: %(default)s)")
+    parser.add_argument("--prompts", type=Path, default=data_folder("prompts") / "toybox.txt", help="a prompt list")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--out", type=Path, default=Path("outputs/representations"), help="where the runs go")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet: a row a prompt, a column a representation")
+    parser.add_argument("rest", nargs="*", help="further arguments of `dreamkit generate`, after --")
+    given = parser.parse_args()
+    kinds = given.representations.split(",")
+    try:
+        prompts = read_list(given.prompts)
+        for kind in kinds:
+            if kind not in KINDS:
+                raise InputError(f"{kind!r} is not compared here. {nearest(kind, KINDS)}")
+    except InputError as error:
+        parser.error(str(error))
+    columns = ["representation", "runs", *COLUMNS.values(), "seconds", "GLB, dB"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+    for kind in kinds:
+        root = given.out / kind
+        folders = runs_of(prompts, [given.seed], root, ["--representation", kind, *given.rest], given.workers)
+        report: dict[str, Any] = {"means": {}}
+        if folders:
+            report, sights = evaluate.measure(folders)
+            evaluate.write(report, sights, root / "eval.json")
+        print(line(kind, report, folders, len(prompts)), flush=True)
+    if given.sheet:
+        rows = {prompt: [given.out / kind / f"{slug(prompt)}-{given.seed}" for kind in kinds] for prompt in prompts}
+        sheet(rows, given.sheet, kinds)
+
+
+if __name__ == "__main__":
+    main()
