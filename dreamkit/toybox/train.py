@@ -11,8 +11,8 @@ Diffusion's noise schedule. The learning rate warms up and falls to zero over th
 another --steps. What is kept is an exponential moving average of the weights. The result is a diffusers pipeline folder
 in half precision.
 
-It is told where the camera stands twice: by the caption's view words, and by the camera's numbers, which join the
-embedding of the level. Zeros mean that it is not told; in training, for every fourth object.
+It is told where the camera stands twice: by the caption's view words, and by where every pixel looks, six more channels
+beside the picture (`priors.rays`). Zeros mean that it is not told; in training, for every fourth object.
 
 With --together 4 it sees four views of an object at once (MVDream, arXiv:2308.16512): its self-attention looks at all.
 """
@@ -32,7 +32,7 @@ from torch import Tensor
 from dreamkit import device as devices
 from dreamkit.errors import InputError
 from dreamkit.priors.joint import see_together
-from dreamkit.priors.prior import CAMERA_NUMBERS
+from dreamkit.priors.rays import RAY_NUMBERS, ray_map
 from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
@@ -85,7 +85,7 @@ class Networks(torch.nn.Module):
         )
         self.unet = UNet2DConditionModel(
             sample_size=SIZE // FOLD,
-            in_channels=3 * FOLD**2,
+            in_channels=3 * FOLD**2 + RAY_NUMBERS,
             out_channels=3 * FOLD**2,
             block_out_channels=(80, 112, 176),
             layers_per_block=1,
@@ -97,14 +97,12 @@ class Networks(torch.nn.Module):
             addition_embed_type_num_heads=4,
             attention_head_dim=4,
             norm_num_groups=16,
-            # And so does the camera.
-            class_embed_type="projection",
-            projection_class_embeddings_input_dim=CAMERA_NUMBERS,
         )
         see_together(self.unet, together)
 
     def forward(self, z: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor) -> Tensor:
-        return self.unet(z, t, self.text_encoder(tokens).last_hidden_state, class_labels=cameras).sample
+        seen = torch.cat([z, ray_map(cameras, z.shape[-1]).to(z)], dim=1)
+        return self.unet(seen, t, self.text_encoder(tokens).last_hidden_state).sample
 
 
 def make_scheduler() -> Any:
@@ -176,12 +174,12 @@ def begin_from(folder: Path, networks: Networks) -> None:
     """Take over exported weights, word by word: what the older vocabulary lacks keeps its random beginning."""
     from safetensors.torch import load_file
 
-    # The camera's embedding may be new, and then says nothing at first; everything else must be there.
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    torch.nn.init.zeros_(networks.unet.class_embedding.linear_2.weight)
-    torch.nn.init.zeros_(networks.unet.class_embedding.linear_2.bias)
+    first, own = weights["conv_in.weight"], networks.unet.conv_in.weight
+    if first.shape[1] == own.shape[1] - RAY_NUMBERS:  # it was not told where pixels look: that says nothing at first
+        weights["conv_in.weight"] = torch.nn.functional.pad(first, (0, 0, 0, 0, 0, RAY_NUMBERS))
     missing, unknown = networks.unet.load_state_dict(weights, strict=False)
-    if unknown or any(not name.startswith("class_embedding") for name in missing):
+    if unknown or missing:
         raise InputError(f"the weights in {folder} are of another architecture: {[*unknown, *missing][:3]} do not fit.")
     text, mine = load_file(folder / "text_encoder" / "model.safetensors"), networks.text_encoder.state_dict()
     old = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
@@ -245,6 +243,7 @@ def export(networks: Networks, folder: Path) -> None:
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "_directions": EIGHT,
+        "_rays": True,
     } | ({"_views": networks.together} if networks.together > 1 else {})
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
