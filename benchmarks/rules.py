@@ -6,10 +6,11 @@
 A rule runs as `dreamkit generate --guidance NAME` runs it: in the default system, with that system's noise levels and
 guidance scales, or with its own levels where their order is what it is about. It gets as many steps as the budget of
 samples through the prior's network buys, counted on the rule itself (what it trains beside the scene is not counted,
-but is in the time). Left out are rules that edit, as they need something to edit, and LEFT_OUT. A finished run is kept, an
-interrupted one resumed; the table, in Markdown, is that of `dreamkit eval`: shares of views in which the judge, trained
-on renders only, sees the thing and its colour; of views from behind in which it sees a front (Janus); F-score to the
-true mesh; saturation of colours over that of the true mesh; how much two seeds differ; and seconds of optimising.
+but is in the time). Left out are rules that edit, as they need something to edit, and LEFT_OUT. A finished run is
+kept, an interrupted one resumed; the table, in Markdown, is that of `dreamkit eval`: shares of views in which the
+judge, trained on renders only, sees the thing and its colour; of views from behind in which it sees a front (Janus);
+F-score to the true mesh; saturation of colours over that of the true mesh; how much two seeds differ; seconds of
+optimising.
 """
 
 import argparse
