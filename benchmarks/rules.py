@@ -123,7 +123,7 @@ def sheet(rows: dict[str, list[Path]], path: Path, columns: list[str] | None = N
                 picture = Image.open(folder / "preview.png").convert("RGB").resize((WIDTH, HEIGHT))
                 page.paste(picture, (MARGIN + WIDTH * number, top + line * HEIGHT))
     path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    page.quantize(128).save(path, optimize=True)
 
 
 def main() -> None:
