@@ -4,11 +4,12 @@
     python -m benchmarks.representations --representations nerf,dmtet --out outputs/short -- --steps 100
 
 An asset is made as `dreamkit generate --representation NAME` makes it: by the default system, with its steps, cameras
-and losses, which were chosen for the nerf. (`mesh` is left out: it has the topology of what it starts from.) A finished
-run is kept, an interrupted one resumed; other arguments want another --out. The table, in Markdown, is that of
-`dreamkit eval`: shares of views in which the judge, trained on renders only, sees the thing and its colour; F-score to
-the true mesh and overlap of their silhouettes; seconds of optimising; and how well the written GLB agrees with the
-scene's own pictures. The numbers asset by asset are in the eval.json and eval.html of each representation.
+and losses, which were chosen for the nerf; `mesh` is a sphere whose vertices move. A finished run is kept, an
+interrupted one resumed; other arguments want another --out. The table, in Markdown, is that of `dreamkit eval`: how
+many assets the judge, trained on renders only, recognises in more than half of the views; the share of all views in
+which it does, and sees the colour; F-score to the true mesh and overlap of their silhouettes; seconds of optimising,
+on the average and at the most; and how well the written GLB agrees with the scene's own pictures, again on the average
+and at the least. The numbers asset by asset are in the eval.json and eval.html of each representation.
 """
 
 import argparse
@@ -22,23 +23,27 @@ from dreamkit.prompts import read_list
 from dreamkit.recipe import data_folder
 from dreamkit.run import Run, slug
 
-KINDS = ("nerf", "sdf", "gaussians", "dmtet")
+KINDS = ("nerf", "sdf", "gaussians", "dmtet", "mesh")
 COLUMNS = {"recognised": "recognised", "colour": "colour", "F-score": "F-score", "IoU": "silhouettes"}
 """Of the report's means, and what they are called in the table."""
 
 
 def line(kind: str, report: dict[str, Any], folders: list[Path], wanted: int) -> str:
     """One row of the table."""
-    means = report["means"]
-
-    def mean(name: str, digits: int) -> str:
-        value = means.get(name, {}).get("mean")
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    exports = [Run.open(folder).facts["export"] for folder in folders]
-    agreement = f"{sum(facts['psnr'] for facts in exports) / len(exports):.1f}" if exports else "-"
-    cells = [f"`{kind}`", f"{len(folders)} of {wanted}", *(mean(name, 2) for name in COLUMNS)]
-    return f"| {' | '.join([*cells, mean('seconds', 0), agreement])} |"
+    means, runs = report["means"], report["runs"]
+    shown = [means.get(name, {}).get("mean") for name in COLUMNS]
+    recognisable = sum(run.get("judge", {}).get("recognised", 0) > 0.5 for run in runs)
+    seconds = [run["seconds"] for run in runs] or [float("nan")]
+    agreement = [Run.open(folder).facts["export"]["psnr"] for folder in folders] or [float("nan")]
+    cells = [
+        f"`{kind}`",
+        f"{len(folders)} of {wanted}",
+        f"{recognisable}",
+        *("-" if value is None else f"{value:.2f}" for value in shown),
+        f"{sum(seconds) / len(seconds):.0f} ({max(seconds):.0f})",
+        f"{sum(agreement) / len(agreement):.1f} ({min(agreement):.1f})",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -59,12 +64,12 @@ def main() -> None:
                 raise InputError(f"{kind!r} is not compared here. {nearest(kind, KINDS)}")
     except InputError as error:
         parser.error(str(error))
-    columns = ["representation", "runs", *COLUMNS.values(), "seconds", "GLB, dB"]
+    columns = ["representation", "runs", "recognisable", *COLUMNS.values(), "seconds (most)", "GLB, dB (least)"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for kind in kinds:
         root = given.out / kind
         folders = runs_of(prompts, [given.seed], root, ["--representation", kind, *given.rest], given.workers)
-        report: dict[str, Any] = {"means": {}}
+        report: dict[str, Any] = {"means": {}, "runs": []}
         if folders:
             report, sights = evaluate.measure(folders)
             evaluate.write(report, sights, root / "eval.json")
