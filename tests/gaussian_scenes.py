@@ -5,9 +5,8 @@ import torch
 from dreamkit.cameras import orbit
 from dreamkit.representations.gaussians import Gaussians
 from dreamkit.representations.representation import PlainColour
-from dreamkit.schedule import resolve
-from dreamkit.state import carried
 from dreamkit.streams import Streams
+from tests.training import descend, redness
 
 SMALL = Gaussians(count=40, opacity=0.5, strategy=None, background=PlainColour((0.0, 0.0, 0.0)))
 VIEWS = orbit([10.0, 130.0], 20.0, size=20)
@@ -25,19 +24,9 @@ def scene(device="cpu", spec=SMALL, rough=0.5):
     return built
 
 
-def train(built, optimiser, steps, count=2):
+def train(built, optimiser, steps):
     """Steps towards a red picture, as the loop takes them; returns the optimiser."""
-    for step in steps:
-        streams, now = Streams(1, step), resolve(built.spec, step / 20)
-        images = built.render(VIEWS[:count], streams, now=now)
-        red = torch.tensor([1.0, 0, 0], device=images.rgb.device)[:, None, None]
-        optimiser.zero_grad()
-        (((images.rgb - red) ** 2).sum() + images.alpha.sum()).backward()
-        optimiser.step()
-        rows = built.after_step(step, streams)
-        if rows is not None:
-            optimiser = carried(optimiser, built.parameters(now), rows)
-    return optimiser
+    return descend(built, steps, VIEWS, lambda seen: redness(seen).sum() + seen.alpha.sum(), optimiser, built.spec, 20)
 
 
 def adam(built):

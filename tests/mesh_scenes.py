@@ -15,6 +15,7 @@ from dreamkit.representations.network import Network
 from dreamkit.representations.paint import LatentTexture, Texture
 from dreamkit.representations.representation import PlainColour
 from dreamkit.streams import Streams
+from tests.training import descend, redness
 
 TINY = str(Path(__file__).parent / "data" / "tiny_system.py")
 QUICK = {"settings": {"export.turntable_seconds": "0"}}
@@ -57,17 +58,7 @@ def shake(built):
 
 def train(built, steps):
     """A few steps towards a red picture, as the loop would take them."""
-    optimiser = torch.optim.Adam([dict(group) for group in built.parameters()])
-    for step in steps:
-        streams = Streams(1, step)
-        images = built.render(VIEWS, streams)
-        red = torch.tensor([1.0, 0, 0], device=images.rgb.device)[:, None, None]
-        loss = ((images.rgb - red) ** 2).mean() + 0.1 * images.alpha.mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        built.after_step(step, streams)
-    return optimiser
+    return descend(built, steps, VIEWS, lambda images: redness(images).mean() + 0.1 * images.alpha.mean())
 
 
 def a_mesh(**given):

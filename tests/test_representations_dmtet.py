@@ -24,9 +24,9 @@ from dreamkit.representations.mesh import MeshSurface
 from dreamkit.representations.network import Network
 from dreamkit.representations.representation import LearnedColour, PlainColour, Shading, Solid, Volume
 from dreamkit.schedule import Linear, Switch, resolve
-from dreamkit.state import carried
 from dreamkit.streams import Streams
 from dreamkit.triangles import unique_edges
+from tests.training import descend, redness
 
 TINY = Network(
     HashGridShape(levels=3, log2_entries=9, coarsest=4, finest=16), hidden=8, table_rate=5e-2, network_rate=1e-2
@@ -67,20 +67,13 @@ def doubled(built):
     return built
 
 
-def train(built, optimiser, steps, spec):
+def train(built, optimiser, steps):
     """Steps towards a red picture, as the loop takes them; returns the optimiser, which may be a new one."""
-    for step in steps:
-        now, streams = resolve(spec, step / 8), Streams(1, step)
-        images = built.render(VIEWS, streams, now=now)
-        red = torch.tensor([1.0, 0, 0], device=images.rgb.device)[:, None, None]
-        loss = ((images.rgb - red) ** 2).mean() + 0.1 * images.alpha.mean() + losses.sdf_sign(images, built)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        rows = built.after_step(step, streams)
-        if rows is not None:
-            optimiser = carried(optimiser, built.parameters(now), rows)
-    return optimiser
+
+    def loss(images):
+        return redness(images).mean() + 0.1 * images.alpha.mean() + losses.sdf_sign(images, built)
+
+    return descend(built, steps, VIEWS, loss, optimiser, built.spec, 8)
 
 
 def adam(built):
@@ -316,11 +309,11 @@ def test_a_run_resumed_over_a_cut_ends_in_the_same_bits(spec):
         return built, adam(built)
 
     whole, optimiser = begin()
-    optimiser = train(whole, optimiser, range(8), finer)
+    optimiser = train(whole, optimiser, range(8))
     assert whole.cuts == 2
     for stop in (3, 6):
         part, halfway = begin()
-        halfway = train(part, halfway, range(stop), finer)
+        halfway = train(part, halfway, range(stop))
         state, statistics = part.state(), halfway.state_dict()
         resumed = finer.build("cpu", Streams(99, 0))
         again = adam(resumed)
@@ -328,7 +321,7 @@ def test_a_run_resumed_over_a_cut_ends_in_the_same_bits(spec):
         resumed.load({name: tensor.clone() for name, tensor in state.items()})
         assert kept == [id(p) for group in resumed.parameters() for p in group["params"]]  # the optimiser holds them
         again.load_state_dict(statistics)
-        train(resumed, again, range(stop, 8), finer)
+        train(resumed, again, range(stop, 8))
         assert resumed.state().keys() == whole.state().keys()
         for name, tensor in whole.state().items():
             assert torch.equal(tensor, resumed.state()[name]), (stop, name)

@@ -14,6 +14,7 @@ from dreamkit.representations.hashgrid import HashGrid
 from dreamkit.representations.representation import LearnedColour, PlainColour, RandomColour, Shading
 from dreamkit.schedule import Linear, Switch, resolve
 from dreamkit.streams import Streams
+from tests.training import descend, redness
 
 SMALL = HashGrid(
     encoding=HashGridShape(levels=3, log2_entries=9, coarsest=4, finest=16),
@@ -35,16 +36,7 @@ def scene(device="cpu", spec=SMALL, rough=0.0):
 
 def train(built, steps):
     """A few steps towards a red picture, as the loop would take them."""
-    optimiser = torch.optim.Adam(built.parameters(), lr=0.0)
-    for step in steps:
-        streams = Streams(1, step)
-        images = built.render(VIEWS, streams)
-        loss = ((images.rgb - torch.tensor([1.0, 0, 0], device=images.rgb.device)[:, None, None]) ** 2).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        built.after_step(step, streams)
-    return loss.item()
+    descend(built, steps, VIEWS, lambda images: redness(images).mean())
 
 
 def test_it_begins_as_a_grey_ball_in_the_middle(device):

@@ -20,6 +20,7 @@ from dreamkit.representations.representation import LearnedColour, Volume
 from dreamkit.representations.sdf import SignedDistance
 from dreamkit.schedule import Linear, resolve
 from dreamkit.streams import Streams
+from tests.training import descend
 
 GRID = HashGrid(
     encoding=HashGridShape(levels=3, log2_entries=9, coarsest=4, finest=16), hidden=8, step=0.06, cells=16, refresh=2
@@ -44,15 +45,7 @@ def doubled(built):
 
 
 def train(built, steps):
-    optimiser = torch.optim.Adam([dict(g) for g in built.parameters()])
-    for step in steps:
-        streams = Streams(1, step)
-        images = built.render(VIEWS, streams)
-        loss = images.rgb[:, 1:].mean() + 0.1 * losses.eikonal(images, built)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        built.after_step(step, streams)
+    descend(built, steps, VIEWS, lambda seen: seen.rgb[:, 1:].mean() + 0.1 * losses.eikonal(seen, built))
 
 
 def points(count=200, size=1.0, device="cpu"):
