@@ -83,8 +83,11 @@ class NoiseSchedule:
     """
 
     def __init__(self, alpha_squared: Tensor):
-        """alpha_squared [T]: decreasing, in [0, 1); the last may be 0 (zero terminal SNR)."""
+        """alpha_squared: decreasing, in [0, 1). A last one of 0 (zero terminal SNR) is left out: rules and the sampler
+        think in eps, which says nothing of x there. The one before it is noise all but alone."""
         alpha_squared = alpha_squared.double().cpu()
+        if alpha_squared.ndim == 1 and bool(alpha_squared[-1] == 0):
+            alpha_squared = alpha_squared[:-1]
         if alpha_squared.ndim != 1 or bool((alpha_squared.diff() >= 0).any()):
             raise ValueError("a noise schedule is a decreasing row of alpha^2")
         self.steps = len(alpha_squared)
@@ -102,8 +105,8 @@ class NoiseSchedule:
     def of_k(self, k: Tensor) -> Level:
         """The levels whose noise to signal is exactly k [B] > 0.
 
-        t is the fractional index between the two nearest ones, interpolated in the angle atan(k), which stays finite at
-        zero terminal SNR; beyond either end of the schedule t is that end, while alpha and sigma stay exact.
+        t is the fractional index between the two nearest ones, interpolated in the angle atan(k), which is finite for
+        any k; beyond either end of the schedule t is that end, while alpha and sigma stay exact.
         """
         angle = torch.atan(k.double())
         return Level(self.index(k), angle.cos(), angle.sin())
@@ -126,7 +129,7 @@ class FlowSchedule(NoiseSchedule):
         super().__init__(scaled_linear() if like is None else like)
 
     def at(self, index: Tensor) -> Level:
-        """The levels at integer indices [B]: t = k / (1 + k) = sigma / (alpha + sigma), fine at alpha = 0."""
+        """The levels at integer indices [B]: t = k / (1 + k) = sigma / (alpha + sigma)."""
         alpha, sigma = self.alpha[index], self.sigma[index]
         return _flow(sigma / (alpha + sigma))
 

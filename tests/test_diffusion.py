@@ -87,12 +87,14 @@ def test_fractions_hit_both_ends_of_the_schedule():
     assert SD.level(torch.tensor([0.0, 0.02, 0.98, 1.0])).t.tolist() == [0.0, 20.0, 980.0, 999.0]
 
 
-def test_zero_terminal_snr_has_levels_everywhere():
-    schedule = NoiseSchedule(torch.linspace(0.99, 0.0, 11, dtype=torch.float64))
-    last = schedule.at(torch.tensor([10]))
-    assert last.k.isinf().all()
-    assert schedule.of_k(last.k).t.item() == pytest.approx(10.0)
-    assert FlowSchedule(torch.linspace(0.99, 0.0, 11)).at(torch.tensor([10])).t.item() == 1.0
+@pytest.mark.parametrize("kind", [NoiseSchedule, FlowSchedule])
+def test_zero_terminal_snr_ends_before_it(kind):
+    schedule = kind(torch.linspace(0.99, 0.0, 11, dtype=torch.float64))
+    assert schedule.steps == 10
+    top = schedule.level(torch.tensor([1.0]))
+    # alpha^2 falls by 0.099 a step, and from that to 0.
+    assert top.k.item() == pytest.approx((0.901 / 0.099) ** 0.5)
+    assert schedule.index(torch.tensor([torch.inf])).item() == 9.0
 
 
 def test_a_schedule_that_rises_is_refused():

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion import PARAMETERIZATIONS, Level
+from dreamkit.diffusion import PARAMETERIZATIONS, Level, NoiseSchedule
 from dreamkit.priors import Bell, Gaussian, Prior
+from dreamkit.priors.pretrained import alpha_squared
 from dreamkit.priors.sample import sample
 from dreamkit.streams import Streams
 
@@ -50,6 +51,15 @@ def test_a_single_point_is_found_in_any_number_of_steps(device):
     for steps in (1, 7):
         found = shot(prior(device, std=0.0), steps, count=2)
         torch.testing.assert_close(found, torch.full_like(found, MEAN), atol=2e-5, rtol=0)
+
+
+def test_sampling_begins_at_zero_terminal_snr(device):
+    model = prior(device, "v", std=0.0)
+    model.schedule = NoiseSchedule(alpha_squared({"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}))
+    assert float(model.level(1.0).k) > 1000
+    found = shot(model, 7, count=2)
+    # As above; k of 2,000 times the rounding of float32.
+    torch.testing.assert_close(found, torch.full_like(found, MEAN), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
