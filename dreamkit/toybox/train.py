@@ -6,9 +6,9 @@
 
 A UNet2DConditionModel on pixel-unshuffled pictures (64x64x3 becomes 16x16x48, exactly invertible) and a two-layer text
 transformer learn together to predict v = alpha eps - sigma x (Salimans and Ho, arXiv:2202.00512) under Stable
-Diffusion's noise schedule, stretched to end in noise alone. The learning rate warms up and falls to zero over the steps; a run may be resumed with
-another --steps. What is kept is an exponential moving average of the weights. The result is a diffusers pipeline folder
-in half precision.
+Diffusion's noise schedule, stretched to end in noise alone. The learning rate warms up and falls to zero over the
+steps; a run may be resumed with another --steps. What is kept is an exponential moving average of the weights. The
+result is a diffusers pipeline folder in half precision.
 
 It is told where the camera stands twice: by the caption's view words, and by where every pixel looks, six more channels
 beside the picture (`priors.rays`). Zeros mean that it is not told; in training, for every fourth object.
@@ -107,8 +107,8 @@ class Networks(torch.nn.Module):
 def make_scheduler() -> Any:
     """Stable Diffusion's levels, stretched to end in noise alone (Lin et al., arXiv:2305.08891, algorithm 1).
 
-    Where they end by themselves, at a signal of 0.07, the layout of so small a picture still shines through the noise. A
-    network that has learned to read it there draws what it finds in pure noise, whatever side it was asked for.
+    Where they end by themselves, at a signal of 0.07, the layout of so small a picture still shines through the noise.
+    A network that has learned to read it there draws what it finds in pure noise, whatever side it was asked for.
     """
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
