@@ -5,7 +5,7 @@
     python -m benchmarks.toybox --assets prompts/toybox-48.txt --seeds 0,1 --out outputs/toybox-48 --workers 2
 
 Samples: DDIM from pure noise (`priors.sample`) for random captions with view words, none of whose kind and colour is in
-prompts/toybox.txt, which is for tuning; where the camera stands is told by those words alone, or by its numbers too.
+prompts/toybox.txt, which is for tuning.
 The judge, trained on renders only, says how many show the things asked for ("kind"; "pairs" for captions of two
 things), and of those that do, how many have the right colours, material and view (any view from which the thing looks
 the same is right). Its own held-out accuracy: `dreamkit.toybox.judge --report`.
@@ -15,7 +15,6 @@ run folder that is finished is kept, an interrupted one is resumed. A sheet of a
 """
 
 import argparse
-import itertools
 import json
 import os
 import random
@@ -34,7 +33,6 @@ from dreamkit.cameras import orbit
 from dreamkit.errors import InputError
 from dreamkit.images import png
 from dreamkit.priors import Diffusers, Prior
-from dreamkit.priors.prior import CAMERA_NUMBERS
 from dreamkit.priors.sample import sample
 from dreamkit.prompts import EIGHT, read_list, with_view
 from dreamkit.recipe import data_folder
@@ -96,14 +94,12 @@ def wishes(count: int, seed: int) -> list[Wish]:
     return found
 
 
-def draw_samples(prior: Prior, wanted: list[Wish], scale: float, seed: int, placed: bool) -> torch.Tensor:
-    """A picture [N, 3, H, W] in [0, 1] of each wish; `placed` tells the prior also the camera's numbers."""
+def draw_samples(prior: Prior, wanted: list[Wish], scale: float, seed: int) -> torch.Tensor:
+    """A picture [N, 3, H, W] in [0, 1] of each wish."""
     pictures = []
     for start in range(0, len(wanted), BATCH):
         prompts = [wish.text for wish in wanted[start : start + BATCH]]
-        cameras = orbit([45.0 * wish.direction for wish in wanted[start : start + BATCH]], ELEVATION)
-        numbers = cameras.camera_to_world.flatten(1) * placed
-        told, null = (prior.placed(prior.condition(texts), numbers) for texts in (prompts, [""] * len(prompts)))
+        told, null = (prior.condition(texts) for texts in (prompts, [""] * len(prompts)))
         x = sample(prior, told, null, Streams(seed, start), steps=STEPS, scale=scale)
         pictures.append(prior.decode(x))
     return torch.cat(pictures).clamp(0, 1)
@@ -133,18 +129,16 @@ def samples(given: argparse.Namespace) -> None:
         f"{len(wanted)} captions, such as {wanted[0].text!r}; {STEPS} DDIM steps; prior {prior.identity()['weights']}"
     )
     names = ("kind", "pairs", "colour", "second", "material", "view")
-    print("scale  told    " + "".join(f"{name:>10}" for name in names))
+    print("scale  " + "".join(f"{name:>10}" for name in names))
     scales = [float(value) for value in given.scales.split(",")]
-    nothing = prior.condition([""])
-    reads = prior.placed(nothing, torch.zeros(1, CAMERA_NUMBERS)) is not nothing
-    for scale, told in itertools.product(scales, ("words", "camera") if reads else ("words",)):
-        pictures = draw_samples(prior, wanted, scale, given.seed, told == "camera").cpu()
+    for scale in scales:
+        pictures = draw_samples(prior, wanted, scale, given.seed).cpu()
         found = judge_samples(pictures, wanted, judge)
         row = "".join(f"{found.get(name, float('nan')):>10.3f}" for name in names)
-        print(f"{scale:<7g}{told:<8}{row}", flush=True)
+        print(f"{scale:<7g}{row}", flush=True)
         if given.out:
             given.out.mkdir(parents=True, exist_ok=True)
-            (given.out / f"samples-{scale:g}-{told}.png").write_bytes(png(grid(pictures[:96])))
+            (given.out / f"samples-{scale:g}.png").write_bytes(png(grid(pictures[:96])))
 
 
 def grid(pictures: torch.Tensor, columns: int = 12) -> torch.Tensor:

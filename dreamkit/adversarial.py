@@ -112,8 +112,7 @@ def fill(spec: Adversarial, prior: Prior, prompt: str, streams: Streams) -> Bank
         some = cameras[first : first + spec.batch]
         asked = view_conditions(prior, prompt, views_of(some, prior.directions))
         own = streams.within(f"bank{first}")
-        told, null = (prior.placed(asked[name], some.camera_to_world.flatten(1)) for name in ("prompt", "null"))
-        drawn = sample(prior, told, null, own, steps=spec.draw_steps, scale=spec.scale)
+        drawn = sample(prior, asked["prompt"], asked["null"], own, steps=spec.draw_steps, scale=spec.scale)
         pictures.append(drawn)
     return Bank(torch.cat(pictures), cameras)
 

@@ -94,9 +94,7 @@ def _conditions(now: Stage, guide: Guide, prior: Prior, prompt: str, cameras: Ca
     conditions = view_conditions(prior, prompt, views, now.negative_prompt, now.source_prompt, said)
     conditions |= guide.rule.conditions(prior, prompt, cameras, now.view_words)
     numbers = cameras.camera_to_world.flatten(1).to(prior.device)
-    # What is bare of view words says nothing of the camera either: students are told it apart.
-    told = {n: prior.placed(c, 0 * numbers if n == "bare" else numbers) for n, c in conditions.items()}
-    return told | {"camera": Condition({"camera": numbers})}
+    return conditions | {"camera": Condition({"camera": numbers})}
 
 
 def advance(stage: Stage, state: State, first: int, seed: int, skip: bool) -> bool:

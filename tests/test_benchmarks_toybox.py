@@ -69,7 +69,7 @@ def test_samples_of_an_exact_prior_are_drawn_in_batches(monkeypatch):
     wanted = toybox.wishes(3, 1)
     bells = [Bell(text, 0.5, 0.0) for text in dict.fromkeys(wish.text.partition(",")[0] for wish in wanted)]
     prior = Gaussian((Bell("", 0.5, 0.0), *bells), size=8).load("cpu")
-    pictures = toybox.draw_samples(prior, wanted, 2.0, 0, True)
+    pictures = toybox.draw_samples(prior, wanted, 2.0, 0)
     torch.testing.assert_close(pictures, torch.full((3, 3, 8, 8), 0.75), atol=1e-4, rtol=0)
     assert toybox.grid(pictures).shape == (3, 8, 24)
 

@@ -3,8 +3,7 @@
 A folder is read by its `model_index.json`, component by component, from safetensors and JSON only: nothing that is
 loaded can run code, and classes outside the table below are refused.
 A model trained on other words than DreamFusion's for where a camera stands names them there, under "_directions"; one
-that sees several views of an object together says how many, under "_views"; one that is shown where every pixel looks
-says "_rays".
+that sees several views of an object together says how many, under "_views".
 
 - With a VAE it is a latent prior: x = scaling_factor * E(2 rgb - 1), the posterior sampled or its mean.
 - Without one it is a pixel prior: x = 2 rgb - 1, and a UNet of 3 f^2 channels sees it pixel-unshuffled by f (exact and
@@ -34,7 +33,6 @@ from dreamkit.priors.analytic import resized
 from dreamkit.priors.attention import Watched
 from dreamkit.priors.joint import see_together
 from dreamkit.priors.prior import CAMERA_NUMBERS, Condition, Prior
-from dreamkit.priors.rays import RAY_NUMBERS, ray_map
 from dreamkit.priors.student import UNetStudent
 from dreamkit.prompts import FOUR
 from dreamkit.streams import Streams
@@ -97,13 +95,12 @@ class DiffusersPrior(Prior):
         self.text_encoder = _frozen(_load("text_encoder", parts, folder, torch.float32), device)
         self.unet = _frozen(_load("unet", parts, folder, self.dtype), device)
         index = _read_json(folder / "model_index.json")
-        self.views, self.sees_rays = int(index.get("_views", 1)), bool(index.get("_rays", False))
+        self.views = int(index.get("_views", 1))
         if self.views > 1:
             self.capabilities = self.capabilities | {"joint_views"}
             see_together(self.unet, self.views)
         self.vae = _frozen(_load("vae", parts, folder, self.dtype), device) if "vae" in parts else None
         side, channels = int(self.unet.config.sample_size), int(self.unet.config.in_channels)
-        channels -= RAY_NUMBERS if self.sees_rays else 0
         self.shape = (channels, side, side)
         self.space: Literal["pixel", "latent"] = "latent" if self.vae is not None else "pixel"
         self.factor = (
@@ -157,12 +154,6 @@ class DiffusersPrior(Prior):
         states = self.text_encoder(batch.input_ids.to(self.device), attention_mask=mask, return_dict=False)[0]
         return Condition({"tokens": states.to(self.dtype), "ids": batch.input_ids.to(self.device)})
 
-    def placed(self, condition: Condition, cameras: Tensor) -> Condition:
-        """The condition with the camera's numbers, for a UNet that is shown where pixels look (`priors.rays`)."""
-        if not self.sees_rays:
-            return condition
-        return Condition({**condition.tensors, "camera": cameras.to(self.device)})
-
     def network(self, z: Tensor, level: Level, condition: Condition) -> Tensor:
         """The UNet's output at z [N, C, h, w], in z's dtype, without a predicted variance."""
         return self._answer(self.unet, z, level, condition)
@@ -196,9 +187,6 @@ class DiffusersPrior(Prior):
     def _answer(self, unet: Any, z: Tensor, level: Level, condition: Condition) -> Tensor:
         t = level.t.to(device=z.device, dtype=torch.float32)
         tokens = condition.tensors["tokens"].to(unet.dtype)
-        if self.sees_rays:
-            nowhere = torch.zeros(len(z), CAMERA_NUMBERS, device=z.device)
-            z = torch.cat([z, ray_map(condition.tensors.get("camera", nowhere), z.shape[-1]).to(z)], dim=1)
         output = unet(z.to(unet.dtype), t, encoder_hidden_states=tokens, return_dict=False)[0]
         return output[:, : self.channels].to(z.dtype)
 

@@ -136,13 +136,6 @@ class Prior(ABC):
         """
         raise NotImplementedError(f"the prior {self.name!r} has no student")
 
-    def placed(self, condition: Condition, cameras: Tensor) -> Condition:
-        """The condition, told also where each camera stands [B, CAMERA_NUMBERS], zeros for nowhere.
-
-        Unchanged where that is not read.
-        """
-        return condition
-
     def control(self, condition: Condition, picture: Tensor) -> Condition:
         """The condition, told also to follow a layout: a picture [B, C, H, W] in [0, 1] of colour and depth.
 

@@ -140,12 +140,12 @@ def cast(arrangement: Arrangement, cameras: Cameras, device: torch.device) -> tu
     return part, facing, pale
 
 
-def batch(pool: Pool, count: int, streams: Streams) -> tuple[Tensor, list[str], Tensor]:
-    """`count` pictures [N, 3, H, W] in [0, 1], their captions and cameras [N, 12], from the streams of one step."""
+def batch(pool: Pool, count: int, streams: Streams) -> tuple[Tensor, list[str]]:
+    """`count` pictures [N, 3, H, W] in [0, 1] and their captions, from the streams of one step."""
     draw = random.Random(int(streams.generator("captions").initial_seed()))
     asked, views = draw_asked(pool, count, draw)
     captions = [world.caption(a, pool.views[v], draw) for a, v in zip(asked, views, strict=True)]
-    return shade(pool, asked, views, streams), captions, pool.cameras[torch.tensor(views, device=pool.cameras.device)]
+    return shade(pool, asked, views, streams), captions
 
 
 def draw_asked(

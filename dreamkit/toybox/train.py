@@ -10,9 +10,6 @@ Diffusion's noise schedule, stretched to end in noise alone. The learning rate w
 steps; a run may be resumed with another --steps. What is kept is an exponential moving average of the weights. The
 result is a diffusers pipeline folder in half precision.
 
-It is told where the camera stands twice: by the caption's view words, and by where every pixel looks, six more channels
-beside the picture (`priors.rays`). Zeros mean that it is not told; in training, for every fourth object.
-
 With --together 4 it sees four views of an object at once (MVDream, arXiv:2308.16512): its self-attention looks at all.
 """
 
@@ -31,7 +28,6 @@ from torch import Tensor
 from dreamkit import device as devices
 from dreamkit.errors import InputError
 from dreamkit.priors.joint import see_together
-from dreamkit.priors.rays import RAY_NUMBERS, ray_map
 from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
@@ -39,6 +35,9 @@ from dreamkit.toybox.pictures import Pool, batch, cast_pool
 
 SIZE, FOLD, WORDS, WIDTH = 64, 4, 16, 128
 """Picture size, pixel-unshuffle factor, tokens in a caption, width of the text transformer."""
+
+NOISY = 0.4
+"""Half of the pictures are seen at this upper share of the levels: there it is decided what stands where and how."""
 
 SAVE_EVERY = 250
 """Steps between two checkpoints."""
@@ -51,7 +50,6 @@ class Settings:
     rate: float = 1.2e-3
     ema: float = 0.998
     drop_caption: float = 0.1
-    drop_camera: float = 0.25
     views: int = 768
     seed: int = 0
     together: int = 1
@@ -84,7 +82,7 @@ class Networks(torch.nn.Module):
         )
         self.unet = UNet2DConditionModel(
             sample_size=SIZE // FOLD,
-            in_channels=3 * FOLD**2 + RAY_NUMBERS,
+            in_channels=3 * FOLD**2,
             out_channels=3 * FOLD**2,
             block_out_channels=(80, 112, 176),
             layers_per_block=1,
@@ -99,9 +97,8 @@ class Networks(torch.nn.Module):
         )
         see_together(self.unet, together)
 
-    def forward(self, z: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor) -> Tensor:
-        seen = torch.cat([z, ray_map(cameras, z.shape[-1]).to(z)], dim=1)
-        return self.unet(seen, t, self.text_encoder(tokens).last_hidden_state).sample
+    def forward(self, z: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        return self.unet(z, t, self.text_encoder(tokens).last_hidden_state).sample
 
 
 def make_scheduler() -> Any:
@@ -184,9 +181,6 @@ def begin_from(folder: Path, networks: Networks) -> None:
     from safetensors.torch import load_file
 
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    first, own = weights["conv_in.weight"], networks.unet.conv_in.weight
-    if first.shape[1] == own.shape[1] - RAY_NUMBERS:  # it was not told where pixels look: that says nothing at first
-        weights["conv_in.weight"] = torch.nn.functional.pad(first, (0, 0, 0, 0, 0, RAY_NUMBERS))
     missing, unknown = networks.unet.load_state_dict(weights, strict=False)
     if unknown or missing:
         raise InputError(f"the weights in {folder} are of another architecture: {[*unknown, *missing][:3]} do not fit.")
@@ -203,22 +197,21 @@ def begin_from(folder: Path, networks: Networks) -> None:
 
 
 def _loss(networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams) -> Tensor:
-    """mean |v(z_t, t, caption) - (alpha n - sigma x)|^2; t uniform over a stratified batch; some captions empty."""
-    pictures, captions, cameras = batch(pool, settings.batch, streams)
+    """mean |v(z_t, t, caption) - (alpha n - sigma x)|^2; t stratified over a batch; some captions empty."""
+    pictures, captions = batch(pool, settings.batch, streams)
     objects = settings.batch // settings.together
     dropped = _each(streams.uniform("drop", (objects,)), settings.together) < settings.drop_caption
-    unseen = _each(streams.uniform("drop/camera", (objects,)), settings.together) < settings.drop_camera
-    cameras = cameras * ~unseen[:, None].to(cameras.device)
     captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(abar.device)
     x = torch.nn.functional.pixel_unshuffle(2 * pictures - 1, FOLD)
     # One level for all views of an object.
-    u = _each((torch.arange(objects) + streams.uniform("level", (objects,))) / objects, settings.together)
+    u = (torch.arange(objects) + streams.uniform("level", (objects,))) / objects
+    u = _each(torch.where(u < 0.5, 2 * u, 1 - 2 * NOISY * (1 - u)), settings.together)
     t = (u * len(abar)).long().clamp(max=len(abar) - 1).to(abar.device)
     alpha, sigma = (a[:, None, None, None] for a in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
     n = streams.normal("noise", tuple(x.shape), x)
     with torch.autocast(x.device.type, torch.bfloat16):
-        v = networks((alpha * x + sigma * n).contiguous(memory_format=torch.channels_last), t, tokens, cameras)
+        v = networks((alpha * x + sigma * n).contiguous(memory_format=torch.channels_last), t, tokens)
     return (v.float() - (alpha * n - sigma * x)).square().mean()
 
 
@@ -252,7 +245,6 @@ def export(networks: Networks, folder: Path) -> None:
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "_directions": EIGHT,
-        "_rays": True,
     } | ({"_views": networks.together} if networks.together > 1 else {})
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
