@@ -202,17 +202,21 @@ def test_its_weights_are_small():
 
 
 def test_it_keeps_its_accuracy_on_views_it_has_never_seen(shipped):
-    """The report measures 6000 pictures; here 480, so that a share of 0.95 has a standard error of 0.01.
+    """The report measures 6000 pictures; here 480 of 8 cameras a kind, about 300 of them of single things, so that a
+    share of 0.95 has a standard error of 0.013. Pairs are only eight, so theirs says less.
 
-    Bounds three of those under what the judge that ships reaches. What is asked of it, 0.97 of kinds and colours and
-    0.95 of second colours and views, it does not reach yet, and views of pairs are the worst.
+    Bounds three of those under what the judge that ships reaches there. Of what is asked of it, 0.97 of kinds and
+    colours and 0.95 of second colours and views, single things have all but the views, by a hair; pairs do not.
     """
-    lines = judge.report(shipped, 480, 4, lambda text: None).splitlines()
-    found = {line[:10].strip(): float(line[10:18]) for line in lines[2:8]}
-    assert found["kinds"] > 0.94
-    assert found["colour"] > 0.91
-    assert found["second"] > 0.90
-    assert found["one view"] > 0.90
+    lines = judge.report(shipped, 480, 8, lambda text: None).splitlines()
+    found = {line[:10].strip(): (float(line[10:18]), float(line[34:42])) for line in lines[2:8]}
+    alone, pairs = ({name: values[i] for name, values in found.items()} for i in (0, 1))
+    assert alone["kinds"] > 0.94
+    assert alone["colour"] > 0.95
+    assert alone["second"] > 0.93
+    assert alone["view"] > 0.90
+    assert pairs["kinds"] > 0.5
+    assert pairs["colour"] > 0.88
 
 
 def test_marks_are_right_wrong_or_not_asked():

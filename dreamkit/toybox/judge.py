@@ -1,6 +1,6 @@
 """The judge: a small image classifier of the toybox's world, trained on its renders and on nothing else.
 
-    python -m dreamkit.toybox.judge --folder judge-run --steps 9000        train (resumable), and install the weights
+    python -m dreamkit.toybox.judge --folder judge-run --steps 12000       train (resumable), and install the weights
     python -m dreamkit.toybox.judge --report                               how well it does on views it has never seen
 
 It says which kinds of things a picture shows, and of each kind: its main colour, its second colour (or none), its
@@ -9,6 +9,7 @@ rightly be said of a picture is defined in `answers.py`; how pictures are spoilt
 """
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Callable
@@ -29,21 +30,22 @@ from dreamkit.toybox.answers import NAMES, WORDS, Answers, pool_answers
 from dreamkit.toybox.pictures import SUPERSAMPLE, cast_pool, draw_asked, shade
 from dreamkit.toybox.world import Asked, Thing
 
-SIZE, WIDTH, WHOLE = 64, 128, 176
-"""Picture size, channels of the map, and numbers that stand for the whole picture."""
-LOOKS = ("colour", "second", "material")
-"""What is asked of the place where a thing is; its view is asked of the whole."""
+SIZE, WIDTH, PLACES, WHOLE = 64, 128, 8 * 8, 176
+"""Picture size, channels and places of the map, and numbers that stand for the whole picture."""
+LOOKS = ("colour", "second", "material", "view")
+"""What is asked of the place where a thing is; its view is asked of the whole too."""
 WEIGHTS = Path(__file__).parent / "judge" / "network.safetensors"
 SAVE_EVERY = 200
-SHARES = {"pair": 0.2, "second": 0.4, "material": 0.4}
+SHARES = {"pair": 0.4, "second": 0.4, "material": 0.4}
 """More of what is hard than the prior is trained on."""
 HELD_OUT = 1000
 """Seed of the views and pictures that the report is made of; training takes others."""
 
 
 class Network(nn.Module):
-    """Convolutions to an 8 x 8 map. The whole of it says which kinds are there and from where each is seen; for colours
-    and material, each kind looks at two places of the map, by queries of its own, and is asked what it saw."""
+    """Convolutions to an 8 x 8 map. Which kinds are there is asked of the whole map and of each of its places, and
+    from where each is seen of the whole; besides, each kind looks at two places of the map, by queries of its own, and
+    is asked what it saw. So two things beside each other are seen as one by itself is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +60,7 @@ class Network(nn.Module):
         self.whole = nn.Linear(48 * (SIZE // 16) ** 2, WHOLE)
         self.kinds = nn.Linear(WHOLE, len(NAMES))
         nn.init.constant_(self.kinds.bias, -3.0)  # one in two dozen is there
+        self.here = nn.Conv2d(WIDTH, len(NAMES), 1)
         self.view = nn.Linear(WHOLE, len(NAMES) * len(WORDS["view"]))
         self.key = nn.Conv2d(WIDTH, WIDTH, 1)
         self.query = nn.Parameter(torch.randn(2, len(NAMES), WIDTH))
@@ -69,12 +72,14 @@ class Network(nn.Module):
         """Logits for pictures [N, 3, 64, 64]: of each kind being there [N, K], of each answer about it [N, K, A]."""
         seen = self.trunk(torch.cat([2 * pictures - 1, 2 * off_ground(pictures) - 0.5], 1))
         whole = torch.relu(self.whole(self.layout(seen)))
-        view = self.view(whole).unflatten(1, (len(NAMES), -1))
+        kinds = self.kinds(whole) + torch.logsumexp(self.here(seen).flatten(2), -1) - math.log(PLACES)
         key = self.key(seen).flatten(2) / WIDTH**0.5
         look = torch.softmax(torch.einsum("qkc,ncp->nkqp", self.query, key), -1)
         found = torch.einsum("nkqp,ncp->nkqc", look, seen.flatten(2)).flatten(2)
         looks = self.looks(torch.relu(self.mix(found) + self.kind)).split([len(WORDS[name]) for name in LOOKS], -1)
-        return self.kinds(whole), {**dict(zip(LOOKS, looks, strict=True)), "view": view}
+        about = dict(zip(LOOKS, looks, strict=True))
+        about["view"] = about["view"] + self.view(whole).unflatten(1, (len(NAMES), -1))
+        return kinds, about
 
 
 def off_ground(pictures: Tensor) -> Tensor:
@@ -195,10 +200,10 @@ def examples(count: int, views: int, seed: int, device: torch.device, note: Call
 
 @dataclass(frozen=True)
 class Settings:
-    steps: int = 9000
+    steps: int = 12_000
     batch: int = 96
     rate: float = 2.5e-3
-    pictures: int = 60_000
+    pictures: int = 80_000
     views: int = 768
     seed: int = 1
 
