@@ -1,7 +1,7 @@
 """The first asset, as a user makes it: seconds from process start to the written GLB, and peak memory.
 
     python -m benchmarks.first_asset                          one asset, "a red mug"
-    python -m benchmarks.first_asset --prompts prompts/toybox.txt --sheet docs/toybox-assets.png
+    python -m benchmarks.first_asset --prompts prompts/toybox.txt --sheet sheet.png
 
 Each prompt is one `dreamkit generate` in a process of its own, so imports, loading, optimising and exporting all count.
 The step's time (wall clock, everything included) is set against the prior's own forward time: one call of its network
