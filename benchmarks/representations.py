@@ -16,14 +16,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rules import runs_of, sheet
+from benchmarks.rules import sheet
+from benchmarks.toybox import runs_of
 from dreamkit import evaluate
 from dreamkit.errors import InputError, nearest
 from dreamkit.prompts import read_list
 from dreamkit.recipe import data_folder
 from dreamkit.run import Run, slug
 
-KINDS = ("nerf", "sdf", "gaussians", "dmtet", "mesh")
+KINDS = ("nerf", "gaussians", "dmtet", "mesh", "sdf")
 COLUMNS = {"recognised": "recognised", "colour": "colour", "F-score": "F-score", "IoU": "silhouettes"}
 """Of the report's means, and what they are called in the table."""
 
@@ -33,7 +34,7 @@ def line(kind: str, report: dict[str, Any], folders: list[Path], wanted: int) ->
     means, runs = report["means"], report["runs"]
     shown = [means.get(name, {}).get("mean") for name in COLUMNS]
     recognisable = sum(run.get("judge", {}).get("recognised", 0) > 0.5 for run in runs)
-    seconds = [run["seconds"] for run in runs] or [float("nan")]
+    seconds = [run["seconds"] for run in runs if run["seconds"] is not None] or [float("nan")]
     agreement = [Run.open(folder).facts["export"]["psnr"] for folder in folders] or [float("nan")]
     cells = [
         f"`{kind}`",

@@ -14,20 +14,17 @@ optimising.
 """
 
 import argparse
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.toybox import make
+from benchmarks.toybox import runs_of
 from dreamkit import evaluate
 from dreamkit.compose import compose, rules_by_name
 from dreamkit.errors import InputError
 from dreamkit.prompts import read_list
 from dreamkit.rehearsal import load_priors
-from dreamkit.run import slug
 from dreamkit.state import fresh
 from dreamkit.step import take_step
 
@@ -68,15 +65,6 @@ def costs(rule: str) -> tuple[float, float]:
         spent.append(sum(prior.samples for prior in priors.values()) - before)
     usual = sum(spent[FIRST:]) / COUNTED
     return usual, max(sum(spent[:FIRST]) - FIRST * usual, 0.0)
-
-
-def runs_of(prompts: list[str], seeds: list[int], root: Path, rest: list[str], workers: int) -> list[Path]:
-    """The finished runs of all prompts and seeds with these arguments, made where they are not there yet."""
-    threads = max((os.cpu_count() or 1) // workers, 1)
-    jobs = [(prompt, seed, root / f"{slug(prompt)}-{seed}") for prompt in prompts for seed in seeds]
-    with ThreadPoolExecutor(workers) as pool:
-        made = list(pool.map(lambda job: make(job[0], job[1], job[2], threads, rest), jobs))
-    return [folder for folder in made if folder is not None]
 
 
 def line(rule: str, cost: float, steps: int, report: dict[str, Any], runs: int) -> str:

@@ -5,10 +5,9 @@
     python -m benchmarks.toybox --assets prompts/toybox-48.txt --seeds 0,1 --out outputs/toybox-48 --workers 2
 
 Samples: DDIM from pure noise (`priors.sample`) for random captions with view words, none of whose kind and colour is in
-prompts/toybox.txt, which is for tuning.
-The judge, trained on renders only, says how many show the things asked for ("kind"; "pairs" for captions of two
-things), and of those that do, how many have the right colours, material and view (any view from which the thing looks
-the same is right). Its own held-out accuracy: `dreamkit.toybox.judge --report`.
+prompts/toybox.txt, which is for tuning. The judge, trained on renders only, says how many show the things asked for
+("kind"; "pairs" for captions of two things), and of those that do, how many have the right colours, material and view
+(any view from which the thing looks the same is right). Its own held-out accuracy: `dreamkit.toybox.judge --report`.
 
 Assets: `dreamkit generate` for every prompt and seed, each in a process of its own, then `dreamkit eval` of them all. A
 run folder that is finished is kept, an interrupted one is resumed. A sheet of all previews is written beside them.
@@ -169,18 +168,28 @@ def make(prompt: str, seed: int, folder: Path, threads: int, rest: list[str]) ->
     return folder if done.returncode == 0 else None
 
 
+def runs_of(prompts: list[str], seeds: list[int], root: Path, rest: list[str], workers: int) -> list[Path]:
+    """The finished runs of all prompts and seeds with these arguments, made where they are not there yet."""
+    threads = max(cores() // workers, 1)
+    jobs = [(prompt, seed, root / f"{slug(prompt)}-{seed}") for prompt in prompts for seed in seeds]
+    with ThreadPoolExecutor(workers) as pool:
+        made = list(pool.map(lambda job: make(job[0], job[1], job[2], threads, rest), jobs))
+    return [folder for folder in made if folder is not None]
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def assets(given: argparse.Namespace) -> None:
     prompts, seeds = read_list(given.assets), [int(seed) for seed in given.seeds.split(",")]
     root = given.out or Path("outputs") / f"{given.assets.stem}-assets"
-    threads = max((os.cpu_count() or 1) // given.workers, 1)
-    jobs = [(prompt, seed, root / f"{slug(prompt)}-{seed}") for prompt in prompts for seed in seeds]
-    with ThreadPoolExecutor(given.workers) as pool:
-        made = list(pool.map(lambda job: make(job[0], job[1], job[2], threads, given.rest), jobs))
-    folders = [folder for folder in made if folder is not None]
+    folders = runs_of(prompts, seeds, root, given.rest, given.workers)
     report, sights = evaluate.measure(folders, device=given.device)
     evaluate.write(report, sights, root / "eval.json")
     print("\n".join(evaluate.lines(report)))
-    print(json.dumps(promised(report) | {"failed": len(jobs) - len(folders)}, indent=1))
+    print(json.dumps(promised(report) | {"failed": len(prompts) * len(seeds) - len(folders)}, indent=1))
     shown = [folder for folder in folders if (folder / "preview.png").exists()]
     if shown:
         sheet(shown, root / "sheet.png")

@@ -143,7 +143,7 @@ def test_colours_of_layers_that_are_seen_are_mixed() -> None:
 
     baked = bake(grid_atlas(ball(3)), colour, 128, density=density)
     assert baked.texture is not None
-    # The mean, within the quarter that one of the LAYERS is: samples meet the veil's rims off by half of one.
+    # The mean, within half of the share that one of the LAYERS is: samples meet the veil's rims off by half of one.
     assert abs(baked.texture.mean((0, 1)) / 255 - [0.5, 0.0, 0.5]).max() < 1 / LAYERS / 2
 
 

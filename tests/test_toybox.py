@@ -257,6 +257,16 @@ def test_views_that_are_seen_together_stand_evenly_round_one_thing():
     assert len(captions) > 4
 
 
+def test_half_of_the_levels_are_all_of_the_schedule_and_half_its_noisier_part():
+    drawn = train.levels(torch.rand(1000, generator=torch.Generator().manual_seed(0))).sort().values
+    assert drawn[0] >= 0
+    assert drawn[-1] < 1
+    # The share below u: u / 2 of the even half, and of the other what exceeds 1 - NOISY. Each of the 1000 strata is
+    # met once, so the two can differ by a stratum of each half.
+    even, noisy = drawn / 2, (drawn - 1 + train.NOISY).clamp(min=0) / train.NOISY / 2
+    assert (even + noisy - torch.arange(1000) / 1000).abs().max() < 2.5e-3
+
+
 @pytest.mark.parametrize("together", [1, 4])
 def test_training_resumes_bit_for_bit(tmp_path, monkeypatch, together):
     """Three steps, against two steps, a stop, and one more."""

@@ -149,7 +149,7 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
 
     torch.manual_seed(settings.seed)
     networks = Networks(settings.together).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # Plain products: on a CPU the fused attention's backward takes a fifth of a step, for 64 pixels and 16 words.
+    # Plain products: on a CPU the backward pass of torch's fused attention is slow for so few pixels and words.
     networks.unet.set_attn_processor(AttnProcessor())
     average = Networks(settings.together).to(device)
     if settings.start:
@@ -205,14 +205,20 @@ def _loss(networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(abar.device)
     x = torch.nn.functional.pixel_unshuffle(2 * pictures - 1, FOLD)
     # One level for all views of an object.
-    u = (torch.arange(objects) + streams.uniform("level", (objects,))) / objects
-    u = _each(torch.where(u < 0.5, 2 * u, 1 - 2 * NOISY * (1 - u)), settings.together)
+    u = _each(levels(streams.uniform("level", (objects,))), settings.together)
     t = (u * len(abar)).long().clamp(max=len(abar) - 1).to(abar.device)
     alpha, sigma = (a[:, None, None, None] for a in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
     n = streams.normal("noise", tuple(x.shape), x)
     with torch.autocast(x.device.type, torch.bfloat16):
         v = networks((alpha * x + sigma * n).contiguous(memory_format=torch.channels_last), t, tokens)
     return (v.float() - (alpha * n - sigma * x)).square().mean()
+
+
+def levels(draws: Tensor) -> Tensor:
+    """Fractions of the schedule [N] from numbers [N] uniform in [0, 1), stratified: the first half of them over all of
+    it, the second over its upper share NOISY."""
+    u = (torch.arange(len(draws)) + draws) / len(draws)
+    return torch.where(u < 0.5, 2 * u, 1 - 2 * NOISY * (1 - u))
 
 
 def _each(values: Tensor, times: int) -> Tensor:
