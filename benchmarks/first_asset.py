@@ -12,6 +12,7 @@ views the silhouettes' IoU and the PSNR.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -123,15 +124,17 @@ def _children(pid: int) -> list[int]:
 
 
 def sheet(folders: list[Path], path: Path) -> None:
-    """All previews, one under the other in two columns."""
+    """All previews in a page about 2300 pixels wide, down one column and then the next, about as high as it is wide."""
     from PIL import Image
 
+    columns = max(2, math.isqrt(len(folders) // 2))
+    width = 2304 // columns
     previews = [Image.open(folder / "preview.png").convert("RGB") for folder in folders]
-    rows = [picture.resize((768, round(picture.height * 768 / picture.width))) for picture in previews]
-    half = (len(rows) + 1) // 2
-    page = Image.new("RGB", (768 * 2 + 16, half * rows[0].height), "white")
-    for number, row in enumerate(rows):
-        page.paste(row, ((number // half) * (768 + 16), (number % half) * row.height))
+    small = [picture.resize((width, round(picture.height * width / picture.width))) for picture in previews]
+    rows, height, gap = math.ceil(len(small) / columns), small[0].height, 16
+    page = Image.new("RGB", (columns * (width + gap) - gap, rows * height), "white")
+    for number, picture in enumerate(small):
+        page.paste(picture, ((number // rows) * (width + gap), (number % rows) * height))
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
 

@@ -4,7 +4,7 @@
     python -m benchmarks.representations --representations nerf,dmtet --out outputs/short -- --steps 100
 
 An asset is made as `dreamkit generate --representation NAME` makes it: by the default system, with its steps, cameras
-and losses, which were chosen for the nerf; `mesh` is a sphere whose vertices move. A finished run is kept, an
+and losses, which were chosen for the Gaussians; `mesh` is a sphere whose vertices move. A finished run is kept, an
 interrupted one resumed; other arguments want another --out. The table, in Markdown, is that of `dreamkit eval`: how
 many assets the judge, trained on renders only, recognises in more than half of the views; the share of all views in
 which it does, and sees the colour; F-score to the true mesh and overlap of their silhouettes; seconds of optimising,

@@ -2,6 +2,7 @@
 
     python -m benchmarks.toybox --samples 240                         samples of the prior, at a few guidance scales
     python -m benchmarks.toybox --samples 240 --prior run/weights     of another one's weights
+    python -m benchmarks.toybox --samples 240 --views 4               four views of an object drawn together
     python -m benchmarks.toybox --assets prompts/toybox-48.txt --seeds 0,1 --out outputs/toybox-48 --workers 2
 
 Samples: DDIM from pure noise (`priors.sample`) for random captions with view words, none of whose kind and colour is in
@@ -20,7 +21,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ class Wish:
         things = [_noun(thing) for thing in things_of(self.asked)]
         joint = f" {self.asked.relation} " if isinstance(self.asked, Pair) else ""
         return with_view(joint.join(things), EIGHT[self.direction])
+
+    def round(self, views: int) -> list["Wish"]:
+        """The same thing from so many sides, evenly round it; as many as divide eight."""
+        return [replace(self, direction=(self.direction + 8 * number // views) % 8) for number in range(views)]
 
 
 def _noun(thing: Thing) -> str:
@@ -123,7 +128,8 @@ def judge_samples(pictures: torch.Tensor, wanted: list[Wish], judge: Judge) -> d
 
 
 def samples(given: argparse.Namespace) -> None:
-    prior, judge, wanted = Diffusers(given.prior).load(given.device), Judge.load(), wishes(given.samples, given.seed)
+    prior, judge = Diffusers(given.prior, views=given.views).load(given.device), Judge.load()
+    wanted = [each for wish in wishes(given.samples // prior.views, given.seed) for each in wish.round(prior.views)]
     print(
         f"{len(wanted)} captions, such as {wanted[0].text!r}; {STEPS} DDIM steps; prior {prior.identity()['weights']}"
     )
@@ -221,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, help="judge samples for so many captions")
     parser.add_argument("--prior", default="toybox", help="for samples: toybox, or a folder of weights")
+    parser.add_argument("--views", type=int, help="for samples: views of an object drawn together, such as 4")
     parser.add_argument("--scales", default="1,2,3,5,7.5", help="for samples: guidance scales (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="for samples")
     parser.add_argument("--assets", type=Path, help="make and judge assets for this prompt list")

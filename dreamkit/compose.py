@@ -55,7 +55,8 @@ def compose(
         own = stage.representation if representation is None else representation
         fresh = REPRESENTATIONS[own] if isinstance(own, str) else own
         # A system's own settings of the representation that is asked for are better than the general ones.
-        kept = stage.representation if isinstance(own, str) and type(fresh) is type(stage.representation) else fresh
+        known = [s.representation for s in (stage, *recipe.stages)] if isinstance(own, str) else []
+        kept = next((spec for spec in known if type(spec) is type(fresh)), fresh)
         changed = replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
         if isinstance(kept, Canvas):  # which has one side, and nothing that the losses could look at
             front = replace(stage.cameras, azimuth_degrees=(0.0, 0.0), elevation_degrees=(15.0, 15.0), group=1)

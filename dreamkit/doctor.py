@@ -55,7 +55,7 @@ def catalogue(what: str | None = None) -> dict[str, dict[str, str]]:
         "systems": lambda: {name: load(name).description for name in names()},
         "guidance": lambda: _documented_rules(),
         "priors": lambda: {
-            "toybox": "a small world of coloured things, 64 x 64 pixels; ships with dreamkit",
+            "toybox": "a small world of coloured things, 64 x 64 pixels, one view or four at once; ships with dreamkit",
             "PATH or HUB ID": "a diffusers pipeline: Stable Diffusion 1.x and 2.x, or a pixel-space one",
             "Tiled(base=...)": "one of these that is shown several views as one picture: --set guides.0.prior=...",
         },

@@ -14,6 +14,7 @@ from dreamkit.guidance.rules import CSD, SJC
 from dreamkit.priors import Diffusers
 from dreamkit.recipe import Recipe, load
 from dreamkit.rehearsal import rehearse
+from dreamkit.representations import REPRESENTATIONS
 
 
 def composed(**parts: object) -> Recipe:
@@ -58,8 +59,11 @@ def test_no_two_rules_become_one_in_a_system():
     assert all(one != other for one, other in itertools.combinations(found, 2))
 
 
-def test_the_representation_that_a_system_has_keeps_the_systems_settings():
-    assert composed(representation="nerf") == load("toybox")
+@pytest.mark.parametrize(("name", "stage"), [("gaussians", 0), ("mesh", 1)])
+def test_a_representation_that_a_system_has_in_a_stage_keeps_its_settings_in_all(name, stage):
+    own = load("toybox").stages[stage].representation
+    assert own != REPRESENTATIONS[name]
+    assert [found.representation for found in composed(representation=name).stages] == [own, own]
 
 
 def test_a_folder_as_prior_is_kept_by_its_full_path(tmp_path, monkeypatch):

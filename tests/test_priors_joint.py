@@ -49,6 +49,10 @@ def test_one_view_changes_nothing_and_a_wrong_number_of_samples_is_said(attentio
     before = attention(seen)
     see_together(torch.nn.ModuleDict({"attn1": attention}), 1)
     assert torch.equal(attention(seen), before)
+    see_together(torch.nn.ModuleDict({"attn1": attention}), 2)
+    assert not torch.equal(attention(seen), before)
+    see_together(torch.nn.ModuleDict({"attn1": attention}), 1)
+    assert torch.equal(attention(seen), before)
     see_together(torch.nn.ModuleDict({"attn1": attention}), 3)
     with pytest.raises(ValueError, match="3 views together was given 4 samples"):
         attention(seen)

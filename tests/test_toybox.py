@@ -292,24 +292,47 @@ def test_training_resumes_bit_for_bit(tmp_path, monkeypatch, together):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (tmp_path / "parts" / "weights" / "model_index.json").exists()
-    prior = Diffusers(str(tmp_path / "parts" / "weights"), dtype="float32").load(cpu)
+    prior = Diffusers(str(tmp_path / "parts" / "weights"), dtype="float32", views=together).load(cpu)
     assert prior.views == together
     assert ("joint_views" in prior.capabilities) == (together > 1)
 
 
+def test_every_second_step_sees_views_together(monkeypatch, tmp_path):
+    """The others see as many different objects as there are pictures, one by one."""
+    monkeypatch.setattr(train, "cast_pool", few)
+    seen, real = [], train._loss
+
+    def counted(networks, pool, *rest):
+        attention = networks.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+        seen.append((pool.together, attention.together))
+        return real(networks, pool, *rest)
+
+    monkeypatch.setattr(train, "_loss", counted)
+    train.train(tmp_path, train.Settings(steps=3, batch=4, together=4), torch.device("cpu"))
+    assert seen == [(4, 4), (1, 1), (4, 4)]
+
+
 def test_a_joint_prior_sees_the_other_views(tmp_path):
-    """And begins as the single-view network it was copied from: with all four views alike it says the same."""
+    """The same weights see single views and four; with all four alike they say the same."""
     torch.manual_seed(0)
-    train.export(train.Networks(), tmp_path / "single")
-    joint = train.Networks(4)
-    train.begin_from(tmp_path / "single", joint)
-    train.export(joint, tmp_path / "joint")
-    one, four = (Diffusers(str(tmp_path / name), dtype="float32").load("cpu") for name in ("single", "joint"))
+    train.export(train.Networks(), tmp_path, together=4)
+    one, four = (Diffusers(str(tmp_path), dtype="float32", views=views).load("cpu") for views in (None, 4))
+    assert (one.views, four.views) == (1, 4)
     z, level = torch.randn(8, *one.shape), one.level(torch.full((8,), 0.5))
     z[:4] = z[:1]
     alone, together = (prior.eps(z, level, prior.condition(["a red mug"] * 8)) for prior in (one, four))
     assert torch.allclose(together[:4], alone[:4], atol=1e-4)  # float32, sums over four times as many keys
     assert (together[4:] - alone[4:]).abs().max() > 1e-3
+
+
+def test_another_number_of_views_than_it_was_trained_for_is_refused(tmp_path):
+    train.export(train.Networks(), tmp_path)
+    with pytest.raises(InputError, match=r"views=4: the weights in .* were trained to see 1 at once"):
+        Diffusers(str(tmp_path), views=4).load("cpu")
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("[\n    1\n  ]", "4"))
+    with pytest.raises(InputError, match=r'"_views" in .* should be a list of numbers; it is 4'):
+        Diffusers(str(tmp_path)).load("cpu")
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):

@@ -1,7 +1,7 @@
 """Guidance of priors that see more than one picture of one prompt: depth beside the colours, another condition's score.
 
-No prior that ships has what these need, but for `priors.tiled.Tiled`, which shows several views to any. Others are
-refused by name (`rule.check`).
+The toybox sees several views of an object together (`Diffusers("toybox", views=4)`), and `priors.tiled.Tiled` shows
+them to any prior as one picture. What the others need no prior that ships has; they are refused by name (`rule.check`).
 """
 
 from dataclasses import dataclass

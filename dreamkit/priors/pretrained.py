@@ -3,7 +3,7 @@
 A folder is read by its `model_index.json`, component by component, from safetensors and JSON only: nothing that is
 loaded can run code, and classes outside the table below are refused.
 A model trained on other words than DreamFusion's for where a camera stands names them there, under "_directions"; one
-that sees several views of an object together says how many, under "_views".
+that can see several views of an object together lists how many, under "_views".
 
 - With a VAE it is a latent prior: x = scaling_factor * E(2 rgb - 1), the posterior sampled or its mean.
 - Without one it is a pixel prior: x = 2 rgb - 1, and a UNet of 3 f^2 channels sees it pixel-unshuffled by f (exact and
@@ -66,12 +66,14 @@ class Diffusers:
 
     dtype "auto" is float16 on CUDA; on a CPU it is bfloat16 where the processor multiplies it natively, else float32.
     posterior says whether a VAE's random code is sampled (as all published systems do) or replaced by its mean.
+    views is how many views of an object it sees together; by default the first number of those it was trained for.
     """
 
     source: str = "toybox"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     posterior: Literal["sample", "mean"] = "sample"
     revision: str | None = None
+    views: int | None = None
 
     def load(self, device: torch.device | str) -> "DiffusersPrior":
         """The prior on a device. Raises InputError if there is no such model, or it is of another kind."""
@@ -94,8 +96,7 @@ class DiffusersPrior(Prior):
         self.tokenizer = _load("tokenizer", parts, folder)
         self.text_encoder = _frozen(_load("text_encoder", parts, folder, torch.float32), device)
         self.unet = _frozen(_load("unet", parts, folder, self.dtype), device)
-        index = _read_json(folder / "model_index.json")
-        self.views = int(index.get("_views", 1))
+        self.views = _choose_views(spec.views, folder)
         if self.views > 1:
             self.capabilities = self.capabilities | {"joint_views"}
             see_together(self.unet, self.views)
@@ -303,6 +304,17 @@ def _directions(folder: Path) -> tuple[str, ...]:
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise InputError(f'"_directions" in {folder}/model_index.json should be a list of words; it is {words!r}.')
     return tuple(words)
+
+
+def _choose_views(wanted: int | None, folder: Path) -> int:
+    """How many views of an object the network sees together. Raises InputError if it was not trained for that."""
+    known = _read_json(folder / "model_index.json").get("_views", [1])
+    if not isinstance(known, list) or not known or not all(isinstance(views, int) and views > 0 for views in known):
+        raise InputError(f'"_views" in {folder}/model_index.json should be a list of numbers; it is {known!r}.')
+    if wanted is not None and wanted not in known:
+        ways = " or ".join(str(views) for views in known)
+        raise InputError(f"Diffusers.views={wanted}: the weights in {folder} were trained to see {ways} at once.")
+    return known[0] if wanted is None else wanted
 
 
 def _load(name: str, parts: dict[str, str], folder: Path, dtype: torch.dtype | None = None) -> Any:

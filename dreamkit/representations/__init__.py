@@ -9,7 +9,7 @@ from dreamkit.representations.representation import Representation, Scene
 from dreamkit.representations.sdf import SignedDistance
 
 REPRESENTATIONS: dict[str, Representation] = {
-    "nerf": HashGrid(),
+    "nerf": HashGrid(radius=0.85, table_rate=1.5e-2, network_rate=2e-3),
     "sdf": SignedDistance(),
     "dmtet": DMTet(),
     "mesh": MeshSurface(),

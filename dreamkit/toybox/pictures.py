@@ -27,7 +27,7 @@ AMBIENT = 0.6
 GLOSS, SHINE = 24.0, 0.55
 """Exponent and strength of a shiny thing's highlight (Blinn 1977)."""
 
-SHARES = {"pair": 0.2, "second": 0.2, "material": 0.25}
+SHARES = {"pair": 0.35, "second": 0.2, "material": 0.25}
 """How often pictures show two things, a second colour, another material than matte."""
 
 Arrangement = tuple[str, ...]

@@ -10,7 +10,8 @@ Diffusion's noise schedule, stretched to end in noise alone. The learning rate w
 steps; a run may be resumed with another --steps. What is kept is an exponential moving average of the weights. The
 result is a diffusers pipeline folder in half precision.
 
-With --together 4 it sees four views of an object at once (MVDream, arXiv:2308.16512): its self-attention looks at all.
+With --together 4 it sees four views of an object at once in every second step (MVDream, arXiv:2308.16512): then its
+self-attention looks at all of them. The same weights serve single views and four.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Settings:
     views: int = 768
     seed: int = 0
     together: int = 1
-    """Views of one object that are seen at once."""
+    """Views of one object that are seen at once, in every second step; in the others they are seen one by one."""
     start: str = ""
     """Folder of exported weights to begin from, of the same architecture; its words may be others."""
 
@@ -61,9 +62,8 @@ class Settings:
 class Networks(torch.nn.Module):
     """The two trained networks, together: one set of parameters, one moving average."""
 
-    def __init__(self, together: int = 1) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.together = together
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -95,7 +95,6 @@ class Networks(torch.nn.Module):
             attention_head_dim=4,
             norm_num_groups=16,
         )
-        see_together(self.unet, together)
 
     def forward(self, z: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(z, t, self.text_encoder(tokens).last_hidden_state).sample
@@ -148,10 +147,10 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
     from diffusers.models.attention_processor import AttnProcessor
 
     torch.manual_seed(settings.seed)
-    networks = Networks(settings.together).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    networks = Networks().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Plain products: on a CPU the backward pass of torch's fused attention is slow for so few pixels and words.
     networks.unet.set_attn_processor(AttnProcessor())
-    average = Networks(settings.together).to(device)
+    average = Networks().to(device)
     if settings.start:
         begin_from(Path(settings.start), networks)
     average.load_state_dict(networks.state_dict())
@@ -164,7 +163,9 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
             began = time.monotonic()
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate * _rate(step, settings.steps)
-            loss = _loss(networks, pool, tokenizer, abar, settings, Streams(settings.seed, step))
+            seen = pool if step % 2 == 0 else replace(pool, together=1)
+            see_together(networks.unet, seen.together)
+            loss = _loss(networks, seen, tokenizer, abar, settings, Streams(settings.seed, step))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
@@ -173,7 +174,7 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == settings.steps:
                 _save(folder, step + 1, networks, average, optimiser)
             _log(folder, step, loss, settings, time.monotonic() - began)
-    export(average, folder / "weights")
+    export(average, folder / "weights", settings.together)
 
 
 def begin_from(folder: Path, networks: Networks) -> None:
@@ -199,13 +200,13 @@ def begin_from(folder: Path, networks: Networks) -> None:
 def _loss(networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams) -> Tensor:
     """mean |v(z_t, t, caption) - (alpha n - sigma x)|^2; t stratified over a batch; some captions empty."""
     pictures, captions = batch(pool, settings.batch, streams)
-    objects = settings.batch // settings.together
-    dropped = _each(streams.uniform("drop", (objects,)), settings.together) < settings.drop_caption
+    objects = settings.batch // pool.together
+    dropped = _each(streams.uniform("drop", (objects,)), pool.together) < settings.drop_caption
     captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(abar.device)
     x = torch.nn.functional.pixel_unshuffle(2 * pictures - 1, FOLD)
     # One level for all views of an object.
-    u = _each(levels(streams.uniform("level", (objects,))), settings.together)
+    u = _each(levels(streams.uniform("level", (objects,))), pool.together)
     t = (u * len(abar)).long().clamp(max=len(abar) - 1).to(abar.device)
     alpha, sigma = (a[:, None, None, None] for a in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
     n = streams.normal("noise", tuple(x.shape), x)
@@ -235,9 +236,9 @@ def _update_average(average: Networks, networks: Networks, decay: float) -> None
     torch._foreach_lerp_(list(average.parameters()), list(networks.parameters()), 1 - decay)
 
 
-def export(networks: Networks, folder: Path) -> None:
-    """Write the networks as a diffusers pipeline folder, in half precision."""
-    half = Networks(networks.together)
+def export(networks: Networks, folder: Path, together: int = 1) -> None:
+    """Write the networks as a diffusers pipeline folder, in half precision: trained with `together` views at once."""
+    half = Networks()
     half.load_state_dict(networks.state_dict())
     half.half()
     half.unet.save_pretrained(folder / "unet")
@@ -251,7 +252,8 @@ def export(networks: Networks, folder: Path) -> None:
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "_directions": EIGHT,
-    } | ({"_views": networks.together} if networks.together > 1 else {})
+        "_views": [1, together] if together > 1 else [1],
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
