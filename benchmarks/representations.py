@@ -1,10 +1,10 @@
-"""What the default system makes in each representation: the same prompts, one seed, the prior that ships.
+"""What each representation makes of the same prompts under the same rule, one seed, with the prior that ships.
 
-    python -m benchmarks.representations --workers 2 --sheet docs/representations.png
+    python -m benchmarks.representations --workers 2 --sheet representations.png
     python -m benchmarks.representations --representations nerf,dmtet --out outputs/short -- --steps 100
 
-An asset is made as `dreamkit generate --representation NAME` makes it: by the default system, with its steps, cameras
-and losses, which were chosen for the Gaussians; `mesh` is a sphere whose vertices move. A finished run is kept, an
+An asset is made as `dreamkit generate --representation NAME --system benchmarks/single_stage.py` makes it, with steps,
+cameras and losses that were chosen for the nerf; `mesh` is a sphere whose vertices move. A finished run is kept, an
 interrupted one resumed; other arguments want another --out. The table, in Markdown, is that of `dreamkit eval`: how
 many assets the judge, trained on renders only, recognises in more than half of the views; the share of all views in
 which it does, and sees the colour; F-score to the true mesh and overlap of their silhouettes; seconds of optimising,
@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rules import sheet
+from benchmarks.rules import SYSTEM, sheet
 from benchmarks.toybox import runs_of
 from dreamkit import evaluate
 from dreamkit.errors import InputError, nearest
@@ -69,7 +69,9 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for kind in kinds:
         root = given.out / kind
-        folders = runs_of(prompts, [given.seed], root, ["--representation", kind, *given.rest], given.workers)
+        folders = runs_of(
+            prompts, [given.seed], root, ["--system", SYSTEM, "--representation", kind, *given.rest], given.workers
+        )
         report: dict[str, Any] = {"means": {}, "runs": []}
         if folders:
             report, sights = evaluate.measure(folders)

@@ -3,11 +3,11 @@
     python -m benchmarks.rules --workers 2 --sheet docs/rules.png
     python -m benchmarks.rules --rules sds,vsd,ism --prompts prompts/toybox.txt --seeds 0
 
-A rule runs as `dreamkit generate --guidance NAME` runs it: in the default system, with that system's noise levels and
-guidance scales, or with its own levels where their order is what it is about. It gets as many steps as the budget of
-samples through the prior's network buys, counted on the rule itself (what it trains beside the scene is not counted,
-but is in the time). Left out are rules that edit, as they need something to edit, and LEFT_OUT. A finished run is
-kept, an interrupted one resumed; the table, in Markdown, is that of `dreamkit eval`: shares of views in which the
+A rule runs as `dreamkit generate --guidance NAME --system benchmarks/single_stage.py` runs it: with that system's noise
+levels and guidance scales, or with its own levels where their order is what it is about. It gets as many steps as the
+budget of samples through the prior's network buys, counted on the rule itself (what it trains beside the scene is not
+counted, but is in the time). Left out are rules that edit, as they need something to edit, and LEFT_OUT. A finished run
+is kept, an interrupted one resumed; the table, in Markdown, is that of `dreamkit eval`: shares of views in which the
 judge, trained on renders only, sees the thing and its colour; of views from behind in which it sees a front (Janus);
 F-score to the true mesh; saturation of colours over that of the true mesh; how much two seeds differ; seconds of
 optimising.
@@ -28,6 +28,7 @@ from dreamkit.rehearsal import load_priors
 from dreamkit.state import fresh
 from dreamkit.step import take_step
 
+SYSTEM = str(Path(__file__).with_name("single_stage.py"))
 PROMPTS = ("a red mug", "a blue chair", "a yellow duck")
 BUDGET = 1600
 """Samples through the prior's network that every run may spend: 400 steps of two views under plain SDS."""
@@ -42,7 +43,7 @@ def servable() -> list[str]:
     found = []
     for name, rule in rules_by_name().items():
         try:
-            load_priors(compose("toybox", name), PROMPTS[0], torch.device("cpu"))
+            load_priors(compose(SYSTEM, name), PROMPTS[0], torch.device("cpu"))
         except InputError:
             continue
         if not rule.edits and name not in LEFT_OUT:
@@ -53,7 +54,7 @@ def servable() -> list[str]:
 def costs(rule: str) -> tuple[float, float]:
     """Samples through the prior's network: a step's, as a mean over COUNTED of them spread over a run; and what a run
     costs besides at its beginning, such as samples of the prior that a rule collects first."""
-    recipe = compose("toybox", rule)
+    recipe = compose(SYSTEM, rule)
     stage = recipe.stages[0]
     priors = load_priors(recipe, PROMPTS[0], torch.device("cpu"))
     state, spent = fresh(stage, 0, torch.device("cpu"), priors), []
@@ -133,7 +134,7 @@ def main() -> None:
     for rule in rules:
         cost, once = costs(rule)
         steps = max(round((given.budget - once) / cost), 1)
-        rest = ["--guidance", rule, "--steps", str(steps), *given.rest]
+        rest = ["--system", SYSTEM, "--guidance", rule, "--steps", str(steps), *given.rest]
         folders = runs_of(prompts, seeds, given.out / str(given.budget) / rule, rest, given.workers)
         report, _ = evaluate.measure(folders) if folders else ({"means": {}, "runs": [], "prompts": {}}, [])
         print(line(rule, cost, steps, report, len(prompts) * len(seeds)), flush=True)
