@@ -6,15 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dreamkit.cameras import orbit
 from dreamkit.compose import compose, editing, rules_by_name, with_steps
+from dreamkit.diffusion import add_noise
 from dreamkit.errors import InputError
 from dreamkit.guidance import check
 from dreamkit.guidance.estimate import Drawn
 from dreamkit.guidance.rules import CSD, SJC
 from dreamkit.priors import Diffusers
 from dreamkit.recipe import Recipe, load
-from dreamkit.rehearsal import rehearse
+from dreamkit.rehearsal import load_priors, rehearse
+from dreamkit.render.mesh import render_mesh
 from dreamkit.representations import REPRESENTATIONS
+from dreamkit.streams import Streams
+from dreamkit.toybox import world
 
 
 def composed(**parts: object) -> Recipe:
@@ -104,3 +109,29 @@ def test_the_toybox_serves_every_rule_that_needs_no_more_than_it_has(name, toybo
         assert recipe.stages[0].source_prompt == "a blue mug"
     check(guide.rule, toybox_prior, ("prompt", "bare", "null", "negative", "source"))
     rehearse(recipe, {guide.prior: toybox_prior}, "a red mug", torch.device("cpu"))
+
+
+def test_mvdream_shows_the_toybox_four_views_of_one_object():
+    recipe = load("mvdream")
+    priors = load_priors(recipe, "a red mug", torch.device("cpu"))
+    rehearse(recipe, priors, "a red mug", torch.device("cpu"))
+    (prior,) = priors.values()
+    assert prior.views == 4
+
+
+def test_the_toybox_denoises_a_view_better_beside_views_of_the_same_thing():
+    """The world's own pictures, without a word said: a mug next to three others of it, or to three of a chair."""
+    prior = Diffusers("toybox", views=4).load("cpu")
+    cameras = orbit([0.0, 90.0, 180.0, 270.0], 20.0, size=64)
+    things = (world.Thing("mug", "red"), world.Thing("chair", "blue"))
+    grey = (0.7, 0.7, 0.7)
+    mug, chair = (
+        prior.encode(render_mesh(world.mesh_of(thing), cameras, background=grey, lit=True).rgb) for thing in things
+    )
+    level, null = prior.level(torch.full((4,), 0.75)), prior.condition([""] * 4)
+    noise = Streams(0, 0).normal("noise", tuple(mug.shape), mug)
+    wrong = []
+    for others in (mug, chair):
+        seen = torch.cat([mug[:1], others[1:]])
+        wrong.append(float((prior.eps(add_noise(seen, noise, level), level, null)[0] - noise[0]).square().mean()))
+    assert wrong[0] < 0.8 * wrong[1]  # about 0.6; with no view looking at another it would be 1
