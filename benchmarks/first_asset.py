@@ -136,7 +136,7 @@ def sheet(folders: list[Path], path: Path) -> None:
     for number, picture in enumerate(small):
         page.paste(picture, ((number // rows) * (width + gap), (number % rows) * height))
     path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    page.quantize(256).save(path, optimize=True)
 
 
 def main() -> None:
