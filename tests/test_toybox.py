@@ -212,7 +212,7 @@ def test_a_picture_agrees_with_the_true_mesh(pool, material):
         world.CAMERAS.sample(4, Streams(0, list(KINDS).index("castle")), "pool")[view : view + 1], height=128, width=128
     )
     truth = render_mesh(world.mesh_of(thing), cameras, background=(0, 0, 0), supersample=1).rgb[0]
-    table = pictures._palette(thing)[pool.part[number].long()]
+    table = pictures.palette(thing)[pool.part[number].long()]
     light = ((table[..., 6].long() & pool.pale[number].long()) > 0)[..., None]
     found = torch.where(light, table[..., 3:6], table[..., :3]).permute(2, 0, 1)
     same = (found - truth).abs().amax(0) < 1e-3

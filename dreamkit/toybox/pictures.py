@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ GLOSS, SHINE = 24.0, 0.55
 
 SHARES = {"pair": 0.35, "second": 0.2, "material": 0.25}
 """How often pictures show two things, a second colour, another material than matte."""
+
+LAMP_SPREAD = 0.25
+"""Standard deviation of the lamp's place about the camera's, along each axis, at a distance of one."""
+GREY_SHARE = 0.6
+"""How often a background is grey."""
 
 Arrangement = tuple[str, ...]
 """What stands where, without its colours: (kind,) or (kind, relation, kind)."""
@@ -140,12 +146,21 @@ def cast(arrangement: Arrangement, cameras: Cameras, device: torch.device) -> tu
     return part, facing, pale
 
 
-def batch(pool: Pool, count: int, streams: Streams) -> tuple[Tensor, list[str]]:
-    """`count` pictures [N, 3, H, W] in [0, 1] and their captions, from the streams of one step."""
+class Batch(NamedTuple):
+    """Pictures [N, 3, H, W] in [0, 1], their captions, and what they show: from which views of the pool."""
+
+    pictures: Tensor
+    captions: list[str]
+    asked: list[Asked]
+    views: list[int]
+
+
+def batch(pool: Pool, count: int, streams: Streams) -> Batch:
+    """`count` pictures and their captions, from the streams of one step."""
     draw = random.Random(int(streams.generator("captions").initial_seed()))
     asked, views = draw_asked(pool, count, draw)
     captions = [world.caption(a, pool.views[v], draw) for a, v in zip(asked, views, strict=True)]
-    return shade(pool, asked, views, streams), captions
+    return Batch(shade(pool, asked, views, streams), captions, asked, views)
 
 
 def draw_asked(
@@ -177,7 +192,7 @@ def _dressed(kind: str, draw: random.Random, shares: Mapping[str, float], plain:
 
 
 @cache
-def _palette(asked: Asked) -> Tensor:
+def palette(asked: Asked) -> Tensor:
     """[P, 8] by part number, row 0 for the background: colour, pale colour, bit of the pattern (0 for none), strength
     of the highlight."""
     things = [asked] if isinstance(asked, Thing) else [asked.first, asked.second]
@@ -196,13 +211,13 @@ def shade(pool: Pool, asked: Sequence[Asked], views: Sequence[int], streams: Str
     device, count = pool.part.device, len(views)
     where = torch.tensor(views, device=device)
     part, normal, towards = pool.part[where].long(), pool.normal[where].float() / 127, pool.towards[where]
-    palettes = torch.nn.utils.rnn.pad_sequence([_palette(one) for one in asked], batch_first=True).to(device)
+    palettes = torch.nn.utils.rnn.pad_sequence([palette(one) for one in asked], batch_first=True).to(device)
     colour, light, bit, shine = palettes[torch.arange(count, device=device)[:, None, None], part].split(
         (3, 3, 1, 1), -1
     )
     is_pale = (bit.long() & pool.pale[where][..., None].long()) > 0
     albedo = torch.where(is_pale, light, colour)
-    jitter = streams.normal("light", (count, 3), towards) * 0.25
+    jitter = streams.normal("light", (count, 3), towards) * LAMP_SPREAD
     lamp = torch.nn.functional.normalize(towards + jitter, dim=-1)
     half = torch.nn.functional.normalize(towards + lamp, dim=-1)
     diffuse, mirror = ((normal * d[:, None, None, :]).sum(-1, keepdim=True).clamp(min=0) for d in (lamp, half))
@@ -214,5 +229,5 @@ def shade(pool: Pool, asked: Sequence[Asked], views: Sequence[int], streams: Str
 def _backgrounds(count: int, like: Tensor, streams: Streams) -> Tensor:
     grey = streams.uniform("grey", (count, 1), like).expand(-1, 3)
     tint = streams.uniform("tint", (count, 3), like)
-    plain = streams.uniform("plain", (count, 1), like) < 0.6
+    plain = streams.uniform("plain", (count, 1), like) < GREY_SHARE
     return torch.where(plain, grey, tint)[:, None, None, :]

@@ -6,9 +6,10 @@
 
 A UNet2DConditionModel on pixel-unshuffled pictures (64x64x3 becomes 16x16x48, exactly invertible) and a two-layer text
 transformer learn together to predict v = alpha eps - sigma x (Salimans and Ho, arXiv:2202.00512) under Stable
-Diffusion's noise schedule, stretched to end in noise alone. The learning rate warms up and falls to zero over the
-steps; a run may be resumed with another --steps. What is kept is an exponential moving average of the weights. The
-result is a diffusers pipeline folder in half precision.
+Diffusion's noise schedule, stretched to end in noise alone; where the noise hides a picture, from what it most likely
+is (`targets.py`). The learning rate warms up and falls to zero over the steps; a run may be resumed with another
+--steps. What is kept is an exponential moving average of the weights. The result is a diffusers pipeline folder in half
+precision.
 
 With --together 4 it sees four views of an object at once in every second step (MVDream, arXiv:2308.16512): then its
 self-attention looks at all of them. The same weights serve single views and four.
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
 
 from dreamkit import device as devices
 from dreamkit.errors import InputError
@@ -33,6 +35,7 @@ from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
 from dreamkit.toybox.pictures import Pool, batch, cast_pool
+from dreamkit.toybox.targets import Layers, expected, take_apart
 
 SIZE, FOLD, WORDS, WIDTH = 64, 4, 16, 128
 """Picture size, pixel-unshuffle factor, tokens in a caption, width of the text transformer."""
@@ -94,6 +97,9 @@ class Networks(torch.nn.Module):
             addition_embed_type_num_heads=4,
             attention_head_dim=4,
             norm_num_groups=16,
+            # The level and the caption scale every channel, beside shifting it (Dhariwal and Nichol, arXiv:2105.05233):
+            # without that a network of this size learns which kind and which side were asked for several times slower.
+            resnet_time_scale_shift="scale_shift",
         )
 
     def forward(self, z: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
@@ -159,13 +165,14 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
     done = _load(folder, networks, average, optimiser, device)
     if done < settings.steps:
         pool = cast_pool(settings.views, settings.seed, device, together=settings.together)
+        layers = take_apart(pool)
         for step in range(done, settings.steps):
             began = time.monotonic()
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate * _rate(step, settings.steps)
             seen = pool if step % 2 == 0 else replace(pool, together=1)
             see_together(networks.unet, seen.together)
-            loss = _loss(networks, seen, tokenizer, abar, settings, Streams(settings.seed, step))
+            loss = _loss(networks, seen, layers, tokenizer, abar, settings, Streams(settings.seed, step))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
@@ -197,22 +204,29 @@ def begin_from(folder: Path, networks: Networks) -> None:
     networks.text_encoder.load_state_dict(mine)
 
 
-def _loss(networks: Networks, pool: Pool, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams) -> Tensor:
-    """mean |v(z_t, t, caption) - (alpha n - sigma x)|^2; t stratified over a batch; some captions empty."""
-    pictures, captions = batch(pool, settings.batch, streams)
+def _loss(
+    networks: Networks, pool: Pool, layers: Layers, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams
+) -> Tensor:
+    """mean |v(z_t, t, caption) - (alpha z - x) / sigma|^2, with E[x | z, caption] for x where it is known (`expected`).
+
+    As z = alpha x + sigma n, that is v = alpha n - sigma x. t is stratified over a batch; some captions are empty.
+    """
+    seen = batch(pool, settings.batch, streams)
     objects = settings.batch // pool.together
     dropped = _each(streams.uniform("drop", (objects,)), pool.together) < settings.drop_caption
-    captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
+    captions = ["" if d else c for c, d in zip(seen.captions, dropped.tolist(), strict=True)]
+    seen = seen._replace(captions=captions)
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(abar.device)
-    x = torch.nn.functional.pixel_unshuffle(2 * pictures - 1, FOLD)
     # One level for all views of an object.
     u = _each(levels(streams.uniform("level", (objects,))), pool.together)
     t = (u * len(abar)).long().clamp(max=len(abar) - 1).to(abar.device)
     alpha, sigma = (a[:, None, None, None] for a in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
-    n = streams.normal("noise", tuple(x.shape), x)
+    x = 2 * seen.pictures - 1
+    z = alpha * x + sigma * streams.normal("noise", tuple(x.shape), x)
+    x = expected(pool, layers, seen, z, alpha.flatten(), sigma.flatten(), streams.generator("views").initial_seed())
     with torch.autocast(x.device.type, torch.bfloat16):
-        v = networks((alpha * x + sigma * n).contiguous(memory_format=torch.channels_last), t, tokens)
-    return (v.float() - (alpha * n - sigma * x)).square().mean()
+        v = networks(pixel_unshuffle(z, FOLD).contiguous(memory_format=torch.channels_last), t, tokens)
+    return (v.float() - pixel_unshuffle((alpha * z - x) / sigma, FOLD)).square().mean()
 
 
 def levels(draws: Tensor) -> Tensor:

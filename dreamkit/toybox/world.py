@@ -208,6 +208,8 @@ FORMS = ("a {colour} {kind}", "{colour} {kind}", "the {colour} {kind}", "one {co
 PARTIAL = ("a {kind}", "{kind}", "something {colour}")
 JOINTS = {"next to": ("next to", "beside", "and"), "on top of": ("on top of", "on")}
 """How each relation is said, the first mostly."""
+EXACT = 0.85
+"""How often captions say a view in the exact one of its two words."""
 
 
 def named(prompt: str) -> Asked | None:
@@ -246,9 +248,15 @@ def caption(asked: Asked, views: tuple[str, str], draw: random.Random) -> str:
     else:
         words = _noun(asked, draw)
     ending = draw.choices(["{w}, {v} view", "{v} view of {w}", "{w}"], weights=[0.8, 0.1, 0.1])[0]
-    text = ending.format(w=words, v=draw.choices(views, weights=[0.85, 0.15])[0])
+    text = ending.format(w=words, v=draw.choices(views, weights=[EXACT, 1 - EXACT])[0])
     # "an orange mug"
     return text.replace("a orange", "an orange")
+
+
+def view_said(text: str) -> str:
+    """The view words of a caption; "" if it has none."""
+    before, found, _ = text.partition(" view of ")
+    return before if found else text.removesuffix(" view").rpartition(", ")[2] if text.endswith(" view") else ""
 
 
 def _noun(thing: Thing, draw: random.Random, whole: bool = False) -> str:
