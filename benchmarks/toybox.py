@@ -8,7 +8,8 @@
 Samples: DDIM from pure noise (`priors.sample`) for random captions with view words, none of whose kind and colour is in
 prompts/toybox.txt, which is for tuning. The judge, trained on renders only, says how many show the things asked for
 ("kind"; "pairs" for captions of two things), and of those that do, how many have the right colours, material and view
-(any view from which the thing looks the same is right). Its own held-out accuracy: `dreamkit.toybox.judge --report`.
+(any view from which the thing looks the same is right). The row "true" is its verdict on true pictures of the same
+captions, as high as a prior can come.
 
 Assets: `dreamkit generate` for every prompt and seed, each in a process of its own, then `dreamkit eval` of them all. A
 run folder that is finished is kept, an interrupted one is resumed. A sheet of all previews is written beside them.
@@ -34,17 +35,19 @@ from dreamkit.errors import InputError
 from dreamkit.images import png
 from dreamkit.priors import Diffusers, Prior
 from dreamkit.priors.sample import sample
-from dreamkit.prompts import EIGHT, read_list, with_view
+from dreamkit.prompts import EIGHT, read_list, view_of, with_view
 from dreamkit.recipe import data_folder
 from dreamkit.run import Run, slug
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
-from dreamkit.toybox.answers import cast_answers
+from dreamkit.toybox.answers import arrangement_of, cast_answers
 from dreamkit.toybox.judge import Judge, Verdict, things_of
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
+from dreamkit.toybox.pictures import Pool, cast, shade
 from dreamkit.toybox.world import Asked, Pair, Thing
 
 STEPS, BATCH, ELEVATION = 30, 24, 20.0
+MARKS = ("kind", "pairs", "colour", "second", "material", "view")
 
 
 # --- samples ---
@@ -109,9 +112,26 @@ def draw_samples(prior: Prior, wanted: list[Wish], scale: float, seed: int) -> t
     return torch.cat(pictures).clamp(0, 1)
 
 
+def true_pictures(wanted: list[Wish], seed: int) -> torch.Tensor:
+    """The world's own picture [N, 3, H, W] of each wish, from one of training's cameras that stands where it says.
+
+    What the judge makes of these is what it would make of a perfect prior: a side's border is as near as it may be.
+    """
+    layers, poses, draw = [], [], random.Random(seed)
+    for number, wish in enumerate(wanted):
+        cameras = world.CAMERAS.sample(256, Streams(seed, number), "true")
+        angles = zip(cameras.azimuth_degrees.tolist(), cameras.elevation_degrees.tolist(), strict=True)
+        at = draw.choice([i for i, (a, e) in enumerate(angles) if view_of(a, e, EIGHT) == EIGHT[wish.direction]])
+        layers.append(cast(arrangement_of(wish.asked), cameras[at : at + 1], torch.device("cpu")))
+        poses.append(cameras.camera_to_world[at].flatten())
+    part, normal, pale = (torch.cat(layer) for layer in zip(*layers, strict=True))
+    pool = Pool(part, normal, pale, torch.stack(poses), [], {}, {})
+    return shade(pool, [wish.asked for wish in wanted], range(len(wanted)), Streams(seed, 0))
+
+
 def judge_samples(pictures: torch.Tensor, wanted: list[Wish], judge: Judge) -> dict[str, float]:
     """The shares of right ones, as the head of this file says."""
-    marks: dict[str, list[bool]] = {"kind": [], "pairs": [], "colour": [], "second": [], "material": [], "view": []}
+    marks: dict[str, list[bool]] = {name: [] for name in MARKS}
     verdict = judge(pictures)
     for number, wish in enumerate(wanted):
         one = Verdict(verdict.kinds[number : number + 1], {q: t[number : number + 1] for q, t in verdict.about.items()})
@@ -133,17 +153,19 @@ def samples(given: argparse.Namespace) -> None:
     print(
         f"{len(wanted)} captions, such as {wanted[0].text!r}; {STEPS} DDIM steps; prior {prior.identity()['weights']}"
     )
-    names = ("kind", "pairs", "colour", "second", "material", "view")
-    print("scale  " + "".join(f"{name:>10}" for name in names))
+    print("scale  " + "".join(f"{name:>10}" for name in MARKS))
+    print(f"{'true':<7}{_row(judge_samples(true_pictures(wanted, given.seed), wanted, judge))}", flush=True)
     scales = [float(value) for value in given.scales.split(",")]
     for scale in scales:
         pictures = draw_samples(prior, wanted, scale, given.seed).cpu()
-        found = judge_samples(pictures, wanted, judge)
-        row = "".join(f"{found.get(name, float('nan')):>10.3f}" for name in names)
-        print(f"{scale:<7g}{row}", flush=True)
+        print(f"{scale:<7g}{_row(judge_samples(pictures, wanted, judge))}", flush=True)
         if given.out:
             given.out.mkdir(parents=True, exist_ok=True)
             (given.out / f"samples-{scale:g}.png").write_bytes(png(grid(pictures[:96])))
+
+
+def _row(found: dict[str, float]) -> str:
+    return "".join(f"{found.get(name, float('nan')):>10.3f}" for name in MARKS)
 
 
 def grid(pictures: torch.Tensor, columns: int = 12) -> torch.Tensor:

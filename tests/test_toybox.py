@@ -335,9 +335,33 @@ def test_another_number_of_views_than_it_was_trained_for_is_refused(tmp_path):
         Diffusers(str(tmp_path)).load("cpu")
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path):
+def rewrite(folder, change):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: new for name, t in load_file(file).items() if (new := change(name, t)) is not None}, file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, t: None if "mid_block" in name else t,
+        lambda name, t: t[:-1].contiguous() if name == "conv_in.weight" else t,
+    ],
+)
+def test_weights_of_another_architecture_are_refused(tmp_path, change):
     train.export(train.Networks(), tmp_path)
-    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file({n: t for n, t in load_file(file).items() if "mid_block" not in n}, file)
+    rewrite(tmp_path, change)
     with pytest.raises(InputError, match="another architecture"):
         train.begin_from(tmp_path, train.Networks())
+
+
+def test_older_weights_that_only_shift_begin_with_a_scale_of_one(tmp_path):
+    """Scale and shift are the halves of a projection; the network multiplies by one plus the scale."""
+    train.export(train.Networks(), tmp_path)
+    rewrite(tmp_path, lambda name, t: t.chunk(2)[1].contiguous() if "time_emb_proj" in name else t)
+    networks = train.Networks()
+    train.begin_from(tmp_path, networks)
+    old = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, value in networks.unet.state_dict().items():
+        scale, shift = value.chunk(2) if "time_emb_proj" in name else (torch.zeros(1), value)
+        assert scale.abs().max() == 0
+        assert torch.equal(shift, old[name].float()), name

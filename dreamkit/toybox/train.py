@@ -185,13 +185,21 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
 
 
 def begin_from(folder: Path, networks: Networks) -> None:
-    """Take over exported weights, word by word: what the older vocabulary lacks keeps its random beginning."""
+    """Take over exported weights, word by word: what the older vocabulary lacks keeps its random beginning.
+
+    Of weights whose blocks were only shifted by level and caption, the scales begin at one.
+    """
     from safetensors.torch import load_file
 
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    missing, unknown = networks.unet.load_state_dict(weights, strict=False)
-    if unknown or missing:
-        raise InputError(f"the weights in {folder} are of another architecture: {[*unknown, *missing][:3]} do not fit.")
+    fresh = networks.unet.state_dict()
+    for name, value in weights.items():
+        if "time_emb_proj" in name and name in fresh and 2 * len(value) == len(fresh[name]):
+            weights[name] = torch.cat([torch.zeros_like(value), value])
+    strange = weights.keys() ^ fresh.keys() | {n for n in weights.keys() & fresh if weights[n].shape != fresh[n].shape}
+    if strange:
+        raise InputError(f"the weights in {folder} are of another architecture: {sorted(strange)[:3]} do not fit.")
+    networks.unet.load_state_dict(weights)
     text, mine = load_file(folder / "text_encoder" / "model.safetensors"), networks.text_encoder.state_dict()
     old = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
     for name, value in text.items():
