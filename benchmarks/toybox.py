@@ -3,6 +3,7 @@
     python -m benchmarks.toybox --samples 240                         samples of the prior, at a few guidance scales
     python -m benchmarks.toybox --samples 240 --prior run/weights     of another one's weights
     python -m benchmarks.toybox --samples 240 --views 4               four views of an object drawn together
+    python -m benchmarks.toybox --sides                               does it know a thing's mean picture from each side
     python -m benchmarks.toybox --assets prompts/toybox-48.txt --seeds 0,1 --out outputs/toybox-48 --workers 2
 
 Samples: DDIM from pure noise (`priors.sample`) for random captions with view words, none of whose kind and colour is in
@@ -10,6 +11,9 @@ prompts/toybox.txt, which is for tuning. The judge, trained on renders only, say
 ("kind"; "pairs" for captions of two things), and of those that do, how many have the right colours, material and view
 (any view from which the thing looks the same is right). The row "true" is its verdict on true pictures of the same
 captions, as high as a prior can come.
+
+Sides: what the prior makes of noise alone should be the mean picture of what it is asked for. How far that depends on
+the side, of how far it should, for each kind: 1 is right, 0 is the same from everywhere.
 
 Assets: `dreamkit generate` for every prompt and seed, each in a process of its own, then `dreamkit eval` of them all. A
 run folder that is finished is kept, an interrupted one is resumed. A sheet of all previews is written beside them.
@@ -31,6 +35,7 @@ import torch
 from benchmarks.first_asset import sheet
 from dreamkit import evaluate
 from dreamkit.cameras import orbit
+from dreamkit.diffusion import x0_of
 from dreamkit.errors import InputError
 from dreamkit.images import png
 from dreamkit.priors import Diffusers, Prior
@@ -41,13 +46,17 @@ from dreamkit.run import Run, slug
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
 from dreamkit.toybox.answers import arrangement_of, cast_answers
-from dreamkit.toybox.judge import Judge, Verdict, things_of
+from dreamkit.toybox.judge import HELD_OUT, Judge, Verdict, things_of
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
-from dreamkit.toybox.pictures import Pool, cast, shade
+from dreamkit.toybox.pictures import Batch, Pool, cast, cast_pool, shade
+from dreamkit.toybox.targets import expected, take_apart
 from dreamkit.toybox.world import Asked, Pair, Thing
 
 STEPS, BATCH, ELEVATION = 30, 24, 20.0
 MARKS = ("kind", "pairs", "colour", "second", "material", "view")
+SIDED = 2e-3
+"""Mean square of what a side adds to a kind's mean picture, in [-1, 1], of kinds that have sides: of a mug it is 0.013,
+of a bottle 0.0005."""
 
 
 # --- samples ---
@@ -177,6 +186,43 @@ def grid(pictures: torch.Tensor, columns: int = 12) -> torch.Tensor:
     return ordered.reshape(channels, rows * height, columns * width)
 
 
+# --- sides ---
+
+
+def sides(given: argparse.Namespace) -> None:
+    prior = Diffusers(given.prior).load(given.device)
+    pool = cast_pool(128, HELD_OUT, torch.device("cpu"), note=lambda line: None, pairs=0)
+    print(f"prior {prior.identity()['weights']}")
+    found = side_gains(prior, pool)
+    print("".join(f"{kind:10}{gain:.2f}\n" for kind, gain in sorted(found.items(), key=lambda item: item[1])), end="")
+    print(f"{'mean':10}{sum(found.values()) / len(found):.2f}", flush=True)
+
+
+@torch.no_grad()
+def side_gains(prior: Prior, pool: Pool, draws: int = 4) -> dict[str, float]:
+    """<answer, truth> / <truth, truth> for each kind of a pool, of eight sides' deviations from their mean.
+
+    Truth is E[x | caption] (`targets.expected`), the answer the prior's x0 at its noisiest level, a mean of `draws`.
+    Kinds that look much the same from all sides are left out.
+    """
+    layers, found = take_apart(pool), {}
+    for (kind,), views in pool.kinds.items():
+        things = [Thing(kind, "red")] * 8
+        texts = [with_view(_noun(things[0]), side) for side in EIGHT]
+        blank, none = torch.full((8, 3, 64, 64), 0.5), torch.zeros(8)
+        seen = Batch(blank, texts, things, [views.start] * 8)
+        truth = expected(pool, layers, seen, 0 * blank, none, none + 1, seed=0).x
+        level, told, answer = prior.level(torch.ones(8)), prior.condition(texts), 0 * blank
+        for draw in range(draws):
+            noise = Streams(HELD_OUT, draw).normal("sides", (8, *prior.shape), torch.zeros(1, device=prior.device))
+            (eps,) = prior.predict(noise, level, [told])
+            answer += (2 * prior.decode(x0_of(noise, eps, level)) - 1).cpu() / draws
+        truth, answer = truth - truth.mean(0), answer - answer.mean(0)
+        if truth.square().mean() > SIDED:
+            found[kind] = float((truth * answer).sum() / truth.square().sum())
+    return found
+
+
 # --- assets ---
 
 
@@ -248,8 +294,9 @@ def promised(report: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, help="judge samples for so many captions")
-    parser.add_argument("--prior", default="toybox", help="for samples: toybox, or a folder of weights")
+    parser.add_argument("--prior", default="toybox", help="for samples and sides: toybox, or a folder of weights")
     parser.add_argument("--views", type=int, help="for samples: views of an object drawn together, such as 4")
+    parser.add_argument("--sides", action="store_true", help="what it makes of noise alone, by kind")
     parser.add_argument("--scales", default="1,2,3,5,7.5", help="for samples: guidance scales (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="for samples")
     parser.add_argument("--assets", type=Path, help="make and judge assets for this prompt list")
@@ -259,11 +306,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("rest", nargs="*", help="for assets: further arguments of `dreamkit generate`, after --")
     given = parser.parse_args()
-    if not given.samples and not given.assets:
-        parser.error("give --samples N, or --assets LIST, or both")
+    if not (given.samples or given.sides or given.assets):
+        parser.error("give --samples N, --sides or --assets LIST")
     try:
         if given.samples:
             samples(given)
+        if given.sides:
+            sides(given)
         if given.assets:
             assets(given)
     except InputError as error:

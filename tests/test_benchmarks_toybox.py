@@ -1,19 +1,23 @@
 """The toybox's benchmark: what it asks for, how it counts, and that it does nothing twice."""
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import toybox
+from dreamkit.diffusion import Level
 from dreamkit.guidance.rules import SDS
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.prompts import read_list
 from dreamkit.recipe import Guide, Recipe, Stage, data_folder
 from dreamkit.representations import HashGrid
 from dreamkit.run import Run
-from dreamkit.toybox import train, world
+from dreamkit.toybox import pictures, train, world
 from dreamkit.toybox.judge import NAMES, WORDS, Judge, Verdict
+from dreamkit.toybox.pictures import cast_pool
+from dreamkit.toybox.targets import take_apart
 from dreamkit.toybox.world import Thing
 
 RECIPE = Recipe((Stage(HashGrid(), (Guide(SDS, Gaussian((Bell("", 0.0, 1.0),))),), steps=10),))
@@ -83,6 +87,48 @@ def test_samples_of_an_exact_prior_are_drawn_in_batches(monkeypatch):
     pictures = toybox.draw_samples(prior, wanted, 2.0, 0)
     torch.testing.assert_close(pictures, torch.full((3, 3, 8, 8), 0.75), atol=1e-4, rtol=0)
     assert toybox.grid(pictures).shape == (3, 8, 24)
+
+
+class KnowsSides:
+    """A prior that draws the pool's picture of the side it is asked for, `gain` of the way from the mean of all."""
+
+    shape, device = (3, 64, 64), torch.device("cpu")
+
+    def __init__(self, pool, gain):
+        self.pool, self.layers, self.gain = pool, take_apart(pool), gain
+
+    def level(self, u):
+        return Level(u, torch.full_like(u, 0.6), torch.full_like(u, 0.8))
+
+    def condition(self, texts):
+        return texts
+
+    def predict(self, z, level, conditions):
+        x = torch.stack([self.picture(*text.removesuffix(" view").split(", ")) for text in conditions[0]])
+        x = x.mean(0) + self.gain * (x - x.mean(0))
+        return [(z - 0.6 * x) / 0.8]
+
+    def picture(self, noun, side):
+        kind = (noun.split()[-1],)
+        planes, parts = self.layers.planes[kind].float() / 255, self.layers.parts[kind]
+        views = [exact for exact, _ in self.pool.views[self.pool.kinds[kind].start :]]
+        background, *shares = planes[views.index(side)]
+        colours = pictures.palette(Thing(*kind, "red"))[1:, :3][parts]
+        return (2 * torch.einsum("ps,pc->cs", torch.stack(shares), colours) + background - 1).reshape(self.shape)
+
+    def decode(self, x):
+        return (x + 1) / 2
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.5, 1.0])
+def test_a_prior_that_knows_the_sides_by_halves_has_a_gain_of_a_half(gain):
+    """One view from each of eight sides, which is then that side's mean; a bottle has no sides."""
+    pool = cast_pool(8, 0, torch.device("cpu"), lambda text: None, pairs=0, together=8)
+    exact = [(words, words) for words, _ in pool.views]
+    pool = replace(pool, together=1, views=exact, kinds={kind: pool.kinds[kind] for kind in (("duck",), ("bottle",))})
+    found = toybox.side_gains(KnowsSides(pool, gain), pool)
+    assert found.keys() == {"duck"}
+    assert found["duck"] == pytest.approx(gain, abs=1e-4)  # float32
 
 
 @pytest.mark.parametrize(("status", "command"), [("complete", None), ("interrupted", "resume"), (None, "generate")])

@@ -15,7 +15,7 @@ from dreamkit.prompts import read_list
 from dreamkit.recipe import data_folder
 from dreamkit.render.mesh import render_mesh
 from dreamkit.streams import Streams
-from dreamkit.toybox import gallery, kinds, pictures, train, world
+from dreamkit.toybox import gallery, judge, kinds, pictures, train, world
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
 from dreamkit.toybox.pictures import SHARES, batch, cast_pool, draw_asked, shade
 from dreamkit.toybox.world import Pair, Thing
@@ -257,14 +257,15 @@ def test_views_that_are_seen_together_stand_evenly_round_one_thing():
     assert len(captions) > 4
 
 
-def test_half_of_the_levels_are_all_of_the_schedule_and_half_its_noisier_part():
+def test_each_share_of_the_levels_is_even_over_its_upper_part():
     drawn = train.levels(torch.rand(1000, generator=torch.Generator().manual_seed(0))).sort().values
     assert drawn[0] >= 0
     assert drawn[-1] < 1
-    # The share below u: u / 2 of the even half, and of the other what exceeds 1 - NOISY. Each of the 1000 strata is
-    # met once, so the two can differ by a stratum of each half.
-    even, noisy = drawn / 2, (drawn - 1 + train.NOISY).clamp(min=0) / train.NOISY / 2
-    assert (even + noisy - torch.arange(1000) / 1000).abs().max() < 2.5e-3
+    # The share of all that lies below each level. Each of the 1000 strata is met once, so it can differ by a stratum
+    # for every share, of which there are three.
+    below = sum(share * ((drawn - 1) / upper + 1).clamp(min=0) for share, upper in train.LEVELS)
+    assert sum(share for share, _ in train.LEVELS) == 1
+    assert (below - torch.arange(1000) / 1000).abs().max() < 3.5e-3
 
 
 @pytest.mark.parametrize("together", [1, 4])
@@ -352,6 +353,26 @@ def test_weights_of_another_architecture_are_refused(tmp_path, change):
     rewrite(tmp_path, change)
     with pytest.raises(InputError, match="another architecture"):
         train.begin_from(tmp_path, train.Networks())
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "options", "message"),
+    [
+        (train, "", ["--start", "nowhere"], "no weights to begin from in nowhere"),
+        (train, "checkpoint.safetensors", [], "another architecture"),
+        (judge, "judge.safetensors", [], "another architecture"),
+    ],
+)
+def test_a_training_that_cannot_begin_says_why_in_one_line(
+    tmp_path, monkeypatch, capsys, module, file, options, message
+):
+    if file:
+        save_file({"network/a": torch.zeros(1), "networks/a": torch.zeros(1)}, tmp_path / file, {"step": "1"})
+    monkeypatch.setattr("sys.argv", ["train", "--folder", str(tmp_path), *options])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_older_weights_that_only_shift_begin_with_a_scale_of_one(tmp_path):

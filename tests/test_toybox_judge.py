@@ -155,16 +155,16 @@ def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "examples", lambda *rest: few)
     settings = Settings(steps=4, batch=4)
     whole = judge.train(tmp_path / "whole", settings, CPU)
-    saved, real = [], judge._save
+    saved, real = [], judge.checkpoint.save
 
-    def stop_after_two(folder, step, *rest):
-        real(folder, step, *rest)
+    def stop_after_two(file, step, *rest):
+        real(file, step, *rest)
         if step == 2 and not saved:
             saved.append(step)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(judge, "SAVE_EVERY", 1)
-    monkeypatch.setattr(judge, "_save", stop_after_two)
+    monkeypatch.setattr(judge.checkpoint, "save", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         judge.train(tmp_path / "parts", settings, CPU)
     judge.train(tmp_path / "parts", settings, CPU)

@@ -25,7 +25,7 @@ from dreamkit import device as devices
 from dreamkit.disk import write_whole
 from dreamkit.errors import InputError
 from dreamkit.streams import Streams
-from dreamkit.toybox import rough
+from dreamkit.toybox import checkpoint, rough
 from dreamkit.toybox.answers import NAMES, WORDS, Answers, pool_answers
 from dreamkit.toybox.pictures import SUPERSAMPLE, cast_pool, draw_asked, shade
 from dreamkit.toybox.world import Asked, Thing
@@ -213,7 +213,8 @@ def train(folder: Path, settings: Settings, device: torch.device) -> Network:
     torch.manual_seed(settings.seed)
     network = Network().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=0.02)
-    done = _load(folder, network, optimiser, device)
+    file, trained = folder / "judge.safetensors", {"network": network}
+    done = checkpoint.load(file, trained, optimiser, device)
     if done == settings.steps:
         return network
     data = examples(settings.pictures, settings.views, settings.seed, device, print)
@@ -230,7 +231,7 @@ def train(folder: Path, settings: Settings, device: torch.device) -> Network:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == settings.steps:
-            _save(folder, step + 1, network, optimiser)
+            checkpoint.save(file, step + 1, trained, optimiser)
         if step % 25 == 0:
             speed = settings.batch / (time.monotonic() - began)
             print(f"step {step}/{settings.steps}  loss {loss.item():.4f}  {speed:.0f} pictures/s", flush=True)
@@ -281,37 +282,6 @@ def install(network: Network, file: Path = WEIGHTS) -> None:
     state = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, save({name: value.detach().cpu().half().contiguous() for name, value in state.items()}))
-
-
-def _save(folder: Path, step: int, network: Network, optimiser: torch.optim.Optimizer) -> None:
-    from safetensors.torch import save
-
-    tensors = {f"network/{name}": value for name, value in network.state_dict().items()}
-    for number, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{number}/{name}": value for name, value in state.items()}
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_whole(folder / "judge.safetensors", save(whole, {"step": str(step)}))
-
-
-def _load(folder: Path, network: Network, optimiser: torch.optim.Optimizer, device: torch.device) -> int:
-    """Take over the checkpoint in `folder`; the number of steps done (0 without one)."""
-    from safetensors import safe_open
-
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "judge.safetensors"
-    if not file.exists():
-        return 0
-    with safe_open(file, "pt", device=str(device)) as stored:
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
-        step = int(stored.metadata()["step"])
-    network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items() if n.startswith("network/")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimiser/"):
-            _, number, entry = name.split("/")
-            state.setdefault(int(number), {})[entry] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return step
 
 
 # --- the report ---
@@ -384,10 +354,13 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="measure the installed judge on held-out pictures")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
-    if given.folder:
-        install(train(given.folder, Settings(steps=given.steps), devices.choose(given.device)))
-    if given.report:
-        print(report(Judge.load()))
+    try:
+        if given.folder:
+            install(train(given.folder, Settings(steps=given.steps), devices.choose(given.device)))
+        if given.report:
+            print(report(Judge.load()))
+    except InputError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

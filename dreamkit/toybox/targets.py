@@ -36,6 +36,9 @@ HIDING = 0.12
 """Signals alpha below this get such targets. In clearer pictures hardly any view but the true one explains z."""
 CANDIDATES = 48
 """Views, or groups of views seen together, that are weighed against each other."""
+MEAN, HIDDEN = 8.0, 0.3
+"""What a target counts that is a mean, and one of a hidden picture that is not, beside that of a clear picture: about
+the inverse of the chance in them. Without it, what the means teach drowns in the chance of the others."""
 LAMPS = 6
 """Lamps drawn for a view; the layers show the mean of their light."""
 
@@ -112,20 +115,29 @@ def explain(planes: Tensor, colours: Tensor, z: Tensor, alpha: float, sigma: flo
     return Explained(evidence, c + a[:, None] * b[..., None])
 
 
-def expected(pool: Pool, layers: Layers, seen: Batch, z: Tensor, alpha: Tensor, sigma: Tensor, seed: int) -> Tensor:
-    """E[x | z, caption] [N, 3, S, S] of noisy pictures z = alpha x + sigma n, x in [-1, 1]; alpha and sigma [N].
+class Target(NamedTuple):
+    """x [N, 3, S, S] in [-1, 1], a mean or a picture. weight [N]: what each counts."""
+
+    x: Tensor
+    weight: Tensor
+
+
+def expected(pool: Pool, layers: Layers, seen: Batch, z: Tensor, alpha: Tensor, sigma: Tensor, seed: int) -> Target:
+    """E[x | z, caption] of noisy pictures z [N, 3, S, S] = alpha x + sigma n, x in [-1, 1]; alpha and sigma [N].
 
     Where it is not known it is x itself, whose mean it is: at signals of HIDING and more, for captions that do not
     name all they show, and for what is not matte, as highlights and patterns are not in the layers. Views that are
     seen together (`pool.together`) are weighed together. `seed` draws the candidates; the true views are among them.
     """
     x, draw = 2 * seen.pictures - 1, random.Random(seed)
+    weight = torch.where(alpha < HIDING, HIDDEN, 1.0)
     for first in range(0, len(x), pool.together):
         rows = range(first, first + pool.together)
         if alpha[first] < HIDING and all(_is_plain(seen.asked[row], seen.captions[row]) for row in rows):
             found = _weigh(pool, layers, seen, z, rows, float(alpha[first]), float(sigma[first]), draw)
             x[first : first + pool.together] = found.unflatten(-1, x.shape[-2:])
-    return x
+            weight[first : first + pool.together] = MEAN
+    return Target(x, weight)
 
 
 def _is_plain(asked: Asked, caption: str) -> bool:

@@ -17,9 +17,7 @@ self-attention looks at all of them. The same weights serve single views and fou
 
 import argparse
 import json
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,18 +31,19 @@ from dreamkit.errors import InputError
 from dreamkit.priors.joint import see_together
 from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
-from dreamkit.toybox import world
+from dreamkit.toybox import checkpoint, world
 from dreamkit.toybox.pictures import Pool, batch, cast_pool
 from dreamkit.toybox.targets import Layers, expected, take_apart
 
 SIZE, FOLD, WORDS, WIDTH = 64, 4, 16, 128
 """Picture size, pixel-unshuffle factor, tokens in a caption, width of the text transformer."""
 
-NOISY = 0.4
-"""Half of the pictures are seen at this upper share of the levels: there it is decided what stands where and how."""
+LEVELS = ((0.25, 1.0), (0.25, 0.4), (0.5, 0.15))
+"""Which share of the pictures is seen at which upper share of the levels: in the noisiest it is decided what stands
+where and how, and there the targets are means, which a batch of other levels drowns."""
 
-SAVE_EVERY = 250
-"""Steps between two checkpoints."""
+CHECKPOINT, SAVE_EVERY = "checkpoint.safetensors", 250
+"""The checkpoint's file, and steps between two."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,8 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
     average.load_state_dict(networks.state_dict())
     optimiser = torch.optim.AdamW(networks.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.01)
     tokenizer, abar = make_tokenizer(), make_scheduler().alphas_cumprod.to(device)
-    done = _load(folder, networks, average, optimiser, device)
+    trained = {"networks": networks, "average": average}
+    done = checkpoint.load(folder / CHECKPOINT, trained, optimiser, device)
     if done < settings.steps:
         pool = cast_pool(settings.views, settings.seed, device, together=settings.together)
         layers = take_apart(pool)
@@ -179,7 +179,7 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
             optimiser.step()
             _update_average(average, networks, min(settings.ema, (1 + step) / (10 + step)))
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == settings.steps:
-                _save(folder, step + 1, networks, average, optimiser)
+                checkpoint.save(folder / CHECKPOINT, step + 1, trained, optimiser)
             _log(folder, step, loss, settings, time.monotonic() - began)
     export(average, folder / "weights", settings.together)
 
@@ -187,37 +187,40 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
 def begin_from(folder: Path, networks: Networks) -> None:
     """Take over exported weights, word by word: what the older vocabulary lacks keeps its random beginning.
 
-    Of weights whose blocks were only shifted by level and caption, the scales begin at one.
+    Of weights whose blocks were only shifted by level and caption, the scales begin at one. Raises InputError if there
+    are none, or none of this architecture.
     """
     from safetensors.torch import load_file
 
-    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    fresh = networks.unet.state_dict()
+    files = [folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "text_encoder" / "model.safetensors"]
+    vocabulary = folder / "tokenizer" / "tokenizer.json"
+    for file in (*files, vocabulary):
+        if not file.is_file():
+            raise InputError(f"there are no weights to begin from in {folder}: {file} is missing.")
+    weights, text = (load_file(file) for file in files)
+    fresh, mine = networks.unet.state_dict(), networks.text_encoder.state_dict()
     for name, value in weights.items():
         if "time_emb_proj" in name and name in fresh and 2 * len(value) == len(fresh[name]):
             weights[name] = torch.cat([torch.zeros_like(value), value])
-    strange = weights.keys() ^ fresh.keys() | {n for n in weights.keys() & fresh if weights[n].shape != fresh[n].shape}
-    if strange:
-        raise InputError(f"the weights in {folder} are of another architecture: {sorted(strange)[:3]} do not fit.")
-    networks.unet.load_state_dict(weights)
-    text, mine = load_file(folder / "text_encoder" / "model.safetensors"), networks.text_encoder.state_dict()
-    old = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
-    for name, value in text.items():
-        if name.endswith("token_embedding.weight"):
-            for number, word in enumerate(_tokens()):
-                if word in old:
-                    mine[name][number] = value[old[word]]
-        else:
-            mine[name] = value
-    networks.text_encoder.load_state_dict(mine)
+    old = json.loads(vocabulary.read_text())["model"]["vocab"]
+    table = next(name for name in mine if name.endswith("token_embedding.weight"))
+    if table in text:
+        words = mine[table].clone()
+        for number, word in enumerate(_tokens()):
+            if word in old:
+                words[number] = text[table][old[word]]
+        text[table] = words
+    checkpoint.fill(networks.unet, weights, folder)
+    checkpoint.fill(networks.text_encoder, text, folder)
 
 
 def _loss(
     networks: Networks, pool: Pool, layers: Layers, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams
 ) -> Tensor:
-    """mean |v(z_t, t, caption) - (alpha z - x) / sigma|^2, with E[x | z, caption] for x where it is known (`expected`).
+    """mean w |v(z_t, t, caption) - (alpha z - x) / sigma|^2, with E[x | z, caption] for x where it is known.
 
-    As z = alpha x + sigma n, that is v = alpha n - sigma x. t is stratified over a batch; some captions are empty.
+    As z = alpha x + sigma n, that is v = alpha n - sigma x. x and w are of `expected`. t is stratified over a batch;
+    some captions are empty.
     """
     seen = batch(pool, settings.batch, streams)
     objects = settings.batch // pool.together
@@ -231,17 +234,23 @@ def _loss(
     alpha, sigma = (a[:, None, None, None] for a in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
     x = 2 * seen.pictures - 1
     z = alpha * x + sigma * streams.normal("noise", tuple(x.shape), x)
-    x = expected(pool, layers, seen, z, alpha.flatten(), sigma.flatten(), streams.generator("views").initial_seed())
+    target = expected(
+        pool, layers, seen, z, alpha.flatten(), sigma.flatten(), streams.generator("views").initial_seed()
+    )
     with torch.autocast(x.device.type, torch.bfloat16):
         v = networks(pixel_unshuffle(z, FOLD).contiguous(memory_format=torch.channels_last), t, tokens)
-    return (v.float() - pixel_unshuffle((alpha * z - x) / sigma, FOLD)).square().mean()
+    off = (v.float() - pixel_unshuffle((alpha * z - target.x) / sigma, FOLD)).square().mean((1, 2, 3))
+    return (target.weight * off).mean()
 
 
 def levels(draws: Tensor) -> Tensor:
-    """Fractions of the schedule [N] from numbers [N] uniform in [0, 1), stratified: the first half of them over all of
-    it, the second over its upper share NOISY."""
+    """Fractions of the schedule [N] from numbers [N] uniform in [0, 1), stratified, as LEVELS says."""
     u = (torch.arange(len(draws)) + draws) / len(draws)
-    return torch.where(u < 0.5, 2 * u, 1 - 2 * NOISY * (1 - u))
+    found, start = u, 0.0
+    for share, upper in LEVELS:
+        found = torch.where(u >= start, 1 - upper * (1 - (u - start) / share), found)
+        start += share
+    return found
 
 
 def _each(values: Tensor, times: int) -> Tensor:
@@ -283,52 +292,6 @@ def _tokens() -> list[str]:
     return ["[PAD]", "[UNK]", "[BOS]", "[EOS]", *world.vocabulary()]
 
 
-# --- checkpoints: safetensors, written to a temporary name and renamed ---
-
-
-def _tensors(networks: Networks, average: Networks, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for name, value in networks.state_dict().items():
-        yield f"networks/{name}", value
-    for name, value in average.state_dict().items():
-        yield f"average/{name}", value
-    for number, state in optimiser.state_dict()["state"].items():
-        for name, value in state.items():
-            yield f"optimiser/{number}/{name}", value
-
-
-def _save(folder: Path, step: int, networks: Networks, average: Networks, optimiser: torch.optim.Optimizer) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(networks, average, optimiser)}
-    save_file(tensors, folder / "checkpoint.partial", metadata={"step": str(step)})
-    os.replace(folder / "checkpoint.partial", folder / "checkpoint.safetensors")
-
-
-def _load(
-    folder: Path, networks: Networks, average: Networks, optimiser: torch.optim.Optimizer, device: torch.device
-) -> int:
-    """Fill everything from the checkpoint in `folder`; the number of steps done (0 without a checkpoint)."""
-    from safetensors import safe_open
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "checkpoint.safetensors").exists():
-        return 0
-    sections: dict[str, dict[str, Tensor]] = {"networks": {}, "average": {}, "optimiser": {}}
-    with safe_open(folder / "checkpoint.safetensors", "pt", device=str(device)) as file:
-        step = int(file.metadata()["step"])
-        for key in file.keys():  # noqa: SIM118 - not a dict
-            section, name = key.split("/", 1)
-            sections[section][name] = file.get_tensor(key)
-    networks.load_state_dict(sections["networks"])
-    average.load_state_dict(sections["average"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in sections["optimiser"].items():
-        number, name = key.split("/")
-        state.setdefault(int(number), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return step
-
-
 def _log(folder: Path, step: int, loss: Tensor, settings: Settings, seconds: float) -> None:
     if step % 25:
         return
@@ -350,8 +313,11 @@ def main() -> None:
     parser.add_argument("--start", default=Settings.start, help="exported weights to begin from")
     parser.add_argument("--device", default="auto")
     arguments = vars(parser.parse_args())
-    folder, device = arguments.pop("folder"), devices.choose(arguments.pop("device"))
-    train(folder, Settings(**arguments), device)
+    try:
+        folder, device = arguments.pop("folder"), devices.choose(arguments.pop("device"))
+        train(folder, Settings(**arguments), device)
+    except InputError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
