@@ -207,8 +207,8 @@ def side_gains(prior: Prior, pool: Pool, draws: int = 4) -> dict[str, float]:
     """
     layers, found = take_apart(pool), {}
     for (kind,), views in pool.kinds.items():
-        things = [Thing(kind, "red")] * 8
-        texts = [with_view(_noun(things[0]), side) for side in EIGHT]
+        things: list[Asked] = [Thing(kind, "red")] * 8
+        texts = [with_view(f"a red {kind}", side) for side in EIGHT]
         blank, none = torch.full((8, 3, 64, 64), 0.5), torch.zeros(8)
         seen = Batch(blank, texts, things, [views.start] * 8)
         truth = expected(pool, layers, seen, 0 * blank, none, none + 1, seed=0).x
