@@ -26,7 +26,7 @@ rule = replace(SDS, trust=Guided(10.0))
 
 coarse = Stage(
     representation=Gaussians(radius=0.85),
-    guides=(Guide(replace(rule, levels=Uniform(Linear(0.4, 0.1), Linear(0.98, 0.55))), prior),),
+    guides=(Guide(replace(rule, levels=Uniform(Linear(0.7, 0.1), Linear(0.98, 0.55))), prior),),
     cameras=Orbit(elevation_degrees=(-10.0, 60.0)),
     losses=(losses.Weighted(losses.opacity, 10.0),),
     steps=300,
