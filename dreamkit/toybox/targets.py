@@ -36,7 +36,7 @@ HIDING = 0.12
 """Signals alpha below this get such targets. In clearer pictures hardly any view but the true one explains z."""
 CANDIDATES = 48
 """Views, or groups of views seen together, that are weighed against each other."""
-MEAN, HIDDEN = 8.0, 0.3
+MEAN, HIDDEN = 5.0, 0.3
 """What a target counts that is a mean, and one of a hidden picture that is not, beside that of a clear picture: about
 the inverse of the chance in them. Without it, what the means teach drowns in the chance of the others."""
 LAMPS = 6
