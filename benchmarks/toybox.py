@@ -55,8 +55,7 @@ from dreamkit.toybox.world import Asked, Pair, Thing
 STEPS, BATCH, ELEVATION = 30, 24, 20.0
 MARKS = ("kind", "pairs", "colour", "second", "material", "view")
 SIDED = 2e-3
-"""Mean square of what a side adds to a kind's mean picture, in [-1, 1], of kinds that have sides: of a mug it is 0.013,
-of a bottle 0.0005."""
+"""Mean square of what a side adds to a kind's mean picture, in [-1, 1], above which a kind is taken to have sides."""
 
 
 # --- samples ---
