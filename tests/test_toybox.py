@@ -1,5 +1,6 @@
 """The toybox: its world is what it says, its pictures match its captions, its trainer resumes exactly."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreamkit.cameras import orbit
+from dreamkit.diffusion import x0_of
 from dreamkit.errors import InputError
 from dreamkit.priors import Diffusers
 from dreamkit.prompts import read_list
@@ -18,6 +20,7 @@ from dreamkit.streams import Streams
 from dreamkit.toybox import gallery, judge, kinds, pictures, train, world
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
 from dreamkit.toybox.pictures import SHARES, batch, cast_pool, draw_asked, shade
+from dreamkit.toybox.targets import Target
 from dreamkit.toybox.world import Pair, Thing
 
 
@@ -298,7 +301,7 @@ def test_training_resumes_bit_for_bit(tmp_path, monkeypatch, together):
     assert ("joint_views" in prior.capabilities) == (together > 1)
 
 
-def test_every_second_step_sees_views_together(monkeypatch, tmp_path):
+def test_every_fourth_step_sees_views_together(monkeypatch, tmp_path):
     """The others see as many different objects as there are pictures, one by one."""
     monkeypatch.setattr(train, "cast_pool", few)
     seen, real = [], train._loss
@@ -309,8 +312,8 @@ def test_every_second_step_sees_views_together(monkeypatch, tmp_path):
         return real(networks, pool, *rest)
 
     monkeypatch.setattr(train, "_loss", counted)
-    train.train(tmp_path, train.Settings(steps=3, batch=4, together=4), torch.device("cpu"))
-    assert seen == [(4, 4), (1, 1), (4, 4)]
+    train.train(tmp_path, train.Settings(steps=5, batch=4, together=4), torch.device("cpu"))
+    assert seen == [(4, 4), (1, 1), (1, 1), (1, 1), (4, 4)]
 
 
 def test_a_joint_prior_sees_the_other_views(tmp_path):
@@ -386,3 +389,45 @@ def test_older_weights_that_only_shift_begin_with_a_scale_of_one(tmp_path):
         scale, shift = value.chunk(2) if "time_emb_proj" in name else (torch.zeros(1), value)
         assert scale.abs().max() == 0
         assert torch.equal(shift, old[name].float()), name
+
+
+def predicts(folder, change):
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": change}))
+
+
+def test_older_weights_that_predict_v_mean_the_same_in_noise_alone(tmp_path):
+    """There alpha is 0, and a picture is what v says with its sign turned."""
+    train.export(train.Networks(), tmp_path / "older")
+    predicts(tmp_path / "older", "v_prediction")
+    networks = train.Networks()
+    train.begin_from(tmp_path / "older", networks)
+    train.export(networks, tmp_path / "now")
+    old, new = (Diffusers(str(tmp_path / name), dtype="float32").load("cpu") for name in ("older", "now"))
+    z, level = torch.randn(2, *old.shape), old.level(torch.ones(2))
+    meant = [x0_of(z, one.eps(z, level, one.condition(["a red mug"] * 2)), level) for one in (old, new)]
+    # The noisiest level that a prior has is one before alpha = 0: x = alpha z - sigma v is not -v, but nearly. Twice
+    # that difference, for what rounding becomes when it is divided by alpha.
+    off = level.alpha.max() * (z.abs().max() + meant[1].abs().max())
+    assert (meant[0] - meant[1]).abs().max() < 2 * off < 0.1 * meant[1].abs().max()
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 0.9])
+def test_the_loss_is_that_of_v_down_to_the_clearest_level(sigma, monkeypatch):
+    """A network that answers with z everywhere: its v is (alpha z - z) / sigma."""
+    pool = few(4, 0, torch.device("cpu"), together=1)
+    abar = torch.full((1000,), 1 - sigma**2)
+    monkeypatch.setattr(train, "expected", lambda pool, layers, seen, z, *rest: kept(z, seen))
+    zs = []
+
+    def kept(z, seen):
+        zs.append((z, 2 * seen.pictures - 1))
+        return Target(2 * seen.pictures - 1, torch.ones(len(z)))
+
+    settings = train.Settings(batch=4)
+    loss = train._loss(lambda z, t, tokens: z, pool, None, train.make_tokenizer(), abar, settings, Streams(0, 0))
+    z, x = zs[0]
+    alpha = (1 - sigma**2) ** 0.5
+    v, truth = (alpha * z - z) / sigma, (alpha * z - x) / sigma
+    share = min(sigma / train.CLEAREST, 1) ** 2
+    assert torch.isclose(loss, share * (v - truth).square().mean(), rtol=1e-5)  # float32 sums

@@ -8,7 +8,6 @@ patterns are pale; colours, materials, light and background are then drawn anew 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -191,7 +190,6 @@ def _dressed(kind: str, draw: random.Random, shares: Mapping[str, float], plain:
     return Thing(kind, colours[0], second, draw.choice(world.MATERIALS[1:]) if other else "matte")
 
 
-@cache
 def palette(asked: Asked) -> Tensor:
     """[P, 8] by part number, row 0 for the background: colour, pale colour, bit of the pattern (0 for none), strength
     of the highlight."""

@@ -5,13 +5,14 @@
     python -m dreamkit.toybox.train --folder joint-run --together 4 --start toybox-run/weights
 
 A UNet2DConditionModel on pixel-unshuffled pictures (64x64x3 becomes 16x16x48, exactly invertible) and a two-layer text
-transformer learn together to predict v = alpha eps - sigma x (Salimans and Ho, arXiv:2202.00512) under Stable
-Diffusion's noise schedule, stretched to end in noise alone; where the noise hides a picture, from what it most likely
-is (`targets.py`). The learning rate warms up and falls to zero over the steps; a run may be resumed with another
---steps. What is kept is an exponential moving average of the weights. The result is a diffusers pipeline folder in half
-precision.
+transformer learn together to predict the picture x itself under Stable Diffusion's noise schedule, stretched to end in
+noise alone; where the noise hides a picture, what it most likely is (`targets.py`). The loss is that of
+v = alpha eps - sigma x (Salimans and Ho, arXiv:2202.00512); but a network that must say v says the noise too, of which
+there is more in a patch of 48 numbers than 80 channels carry (Li and He, arXiv:2511.13720). The learning rate warms up
+and falls to zero over the steps; a run may be resumed with another --steps. What is kept is an exponential moving
+average of the weights. The result is a diffusers pipeline folder in half precision.
 
-With --together 4 it sees four views of an object at once in every second step (MVDream, arXiv:2308.16512): then its
+With --together 4 it sees four views of an object at once in every fourth step (MVDream, arXiv:2308.16512): then its
 self-attention looks at all of them. The same weights serve single views and four.
 """
 
@@ -42,6 +43,12 @@ LEVELS = ((0.5, 1.0), (0.2, 0.4), (0.3, 0.15))
 """Which share of the pictures is seen at which upper share of the levels: in the noisiest it is decided what stands
 where and how, and there the targets are means, which a batch of other levels drowns."""
 
+CLEAREST = 0.2
+"""The sigma below which the loss of v is no longer followed: it would ask for ever smaller errors of the picture."""
+
+JOINT_EVERY = 4
+"""Of so many steps one sees views together."""
+
 CHECKPOINT, SAVE_EVERY = "checkpoint.safetensors", 250
 """The checkpoint's file, and steps between two."""
 
@@ -56,7 +63,7 @@ class Settings:
     views: int = 768
     seed: int = 0
     together: int = 1
-    """Views of one object that are seen at once, in every second step; in the others they are seen one by one."""
+    """Views of one object that are seen at once, in every fourth step; in the others they are seen one by one."""
     start: str = ""
     """Folder of exported weights to begin from, of the same architecture; its words may be others."""
 
@@ -118,7 +125,7 @@ def make_scheduler() -> Any:
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
+        prediction_type="sample",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
@@ -170,7 +177,7 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
             began = time.monotonic()
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate * _rate(step, settings.steps)
-            seen = pool if step % 2 == 0 else replace(pool, together=1)
+            seen = pool if step % JOINT_EVERY == 0 else replace(pool, together=1)
             see_together(networks.unet, seen.together)
             loss = _loss(networks, seen, layers, tokenizer, abar, settings, Streams(settings.seed, step))
             optimiser.zero_grad(set_to_none=True)
@@ -187,14 +194,15 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
 def begin_from(folder: Path, networks: Networks) -> None:
     """Take over exported weights, word by word: what the older vocabulary lacks keeps its random beginning.
 
-    Of weights whose blocks were only shifted by level and caption, the scales begin at one. Raises InputError if there
-    are none, or none of this architecture.
+    Of weights whose blocks were only shifted by level and caption, the scales begin at one. Of weights that predict v
+    the answer is turned round: in noise alone v is -x. Raises InputError if there are none, or none of this
+    architecture.
     """
     from safetensors.torch import load_file
 
     files = [folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "text_encoder" / "model.safetensors"]
-    vocabulary = folder / "tokenizer" / "tokenizer.json"
-    for file in (*files, vocabulary):
+    vocabulary, levels = folder / "tokenizer" / "tokenizer.json", folder / "scheduler" / "scheduler_config.json"
+    for file in (*files, vocabulary, levels):
         if not file.is_file():
             raise InputError(f"there are no weights to begin from in {folder}: {file} is missing.")
     weights, text = (load_file(file) for file in files)
@@ -202,6 +210,8 @@ def begin_from(folder: Path, networks: Networks) -> None:
     for name, value in weights.items():
         if "time_emb_proj" in name and name in fresh and 2 * len(value) == len(fresh[name]):
             weights[name] = torch.cat([torch.zeros_like(value), value])
+        if name.startswith("conv_out.") and json.loads(levels.read_text())["prediction_type"] == "v_prediction":
+            weights[name] = -value
     old = json.loads(vocabulary.read_text())["model"]["vocab"]
     table = next(name for name in mine if name.endswith("token_embedding.weight"))
     if table in text:
@@ -217,10 +227,10 @@ def begin_from(folder: Path, networks: Networks) -> None:
 def _loss(
     networks: Networks, pool: Pool, layers: Layers, tokenizer: Any, abar: Tensor, settings: Settings, streams: Streams
 ) -> Tensor:
-    """mean w |v(z_t, t, caption) - (alpha z - x) / sigma|^2, with E[x | z, caption] for x where it is known.
+    """mean w |x(z_t, t, caption) - x|^2 / max(sigma, CLEAREST)^2, with E[x | z, caption] for x where it is known.
 
-    As z = alpha x + sigma n, that is v = alpha n - sigma x. x and w are of `expected`. t is stratified over a batch;
-    some captions are empty.
+    As v = alpha n - sigma x is (alpha z - x) / sigma for z = alpha x + sigma n, that is the loss of v for sigma of
+    CLEAREST and more. x and w are of `expected`. t is stratified over a batch; some captions are empty.
     """
     seen = batch(pool, settings.batch, streams)
     objects = settings.batch // pool.together
@@ -238,9 +248,9 @@ def _loss(
         pool, layers, seen, z, alpha.flatten(), sigma.flatten(), streams.generator("views").initial_seed()
     )
     with torch.autocast(x.device.type, torch.bfloat16):
-        v = networks(pixel_unshuffle(z, FOLD).contiguous(memory_format=torch.channels_last), t, tokens)
-    off = (v.float() - pixel_unshuffle((alpha * z - target.x) / sigma, FOLD)).square().mean((1, 2, 3))
-    return (target.weight * off).mean()
+        answer = networks(pixel_unshuffle(z, FOLD).contiguous(memory_format=torch.channels_last), t, tokens)
+    off = (answer.float() - pixel_unshuffle(target.x, FOLD)).square().mean((1, 2, 3))
+    return (target.weight * off / sigma.flatten().clamp(min=CLEAREST).square()).mean()
 
 
 def levels(draws: Tensor) -> Tensor:
