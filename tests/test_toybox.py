@@ -398,6 +398,7 @@ def predicts(folder, change):
 
 def test_older_weights_that_predict_v_mean_the_same_in_noise_alone(tmp_path):
     """There alpha is 0, and a picture is what v says with its sign turned."""
+    torch.manual_seed(0)
     train.export(train.Networks(), tmp_path / "older")
     predicts(tmp_path / "older", "v_prediction")
     networks = train.Networks()
@@ -410,6 +411,13 @@ def test_older_weights_that_predict_v_mean_the_same_in_noise_alone(tmp_path):
     # that difference, for what rounding becomes when it is divided by alpha.
     off = level.alpha.max() * (z.abs().max() + meant[1].abs().max())
     assert (meant[0] - meant[1]).abs().max() < 2 * off < 0.1 * meant[1].abs().max()
+
+
+def test_weights_that_predict_noise_are_no_beginning(tmp_path):
+    train.export(train.Networks(), tmp_path)
+    predicts(tmp_path, "epsilon")
+    with pytest.raises(InputError, match="predict eps; training begins from ones of x0 or v"):
+        train.begin_from(tmp_path, train.Networks())
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.3, 0.9])

@@ -89,8 +89,8 @@ class DiffusersPrior(Prior):
         super().__init__()
         self.name, self.spec, self.folder, self.device = spec.source, spec, folder, device
         parts = _read_index(folder)
-        config = _read_json(folder / "scheduler" / "scheduler_config.json")
-        self.parameterization = _meaning(config, folder)
+        config = read_json(folder / "scheduler" / "scheduler_config.json")
+        self.parameterization = meaning_of(config, folder)
         self.schedule = NoiseSchedule(alpha_squared(config))
         self.dtype = _choose_dtype(spec.dtype, device)
         self.tokenizer = _load("tokenizer", parts, folder)
@@ -269,7 +269,8 @@ def _folder(folder: Path, problem: str) -> Path:
 # Reading one ----------------------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a model's folder. Raises InputError if the file cannot be read, or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -281,7 +282,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_index(folder: Path) -> dict[str, str]:
     """The class name of each part a folder names. Raises InputError for parts that are missing or of another kind."""
-    entries = _read_json(folder / "model_index.json")
+    entries = read_json(folder / "model_index.json")
     pairs = {name: value[1] for name, value in entries.items() if isinstance(value, list) and len(value) == 2}
     parts = {name: cls for name, cls in pairs.items() if cls is not None}
     if "text_encoder_2" in parts or "transformer" in parts:
@@ -300,7 +301,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 def _directions(folder: Path) -> tuple[str, ...]:
     """The words for where a camera stands that the model was trained on. Raises InputError."""
-    words = _read_json(folder / "model_index.json").get("_directions", list(FOUR))
+    words = read_json(folder / "model_index.json").get("_directions", list(FOUR))
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise InputError(f'"_directions" in {folder}/model_index.json should be a list of words; it is {words!r}.')
     return tuple(words)
@@ -308,7 +309,7 @@ def _directions(folder: Path) -> tuple[str, ...]:
 
 def _choose_views(wanted: int | None, folder: Path) -> int:
     """How many views of an object the network sees together. Raises InputError if it was not trained for that."""
-    known = _read_json(folder / "model_index.json").get("_views", [1])
+    known = read_json(folder / "model_index.json").get("_views", [1])
     if not isinstance(known, list) or not known or not all(isinstance(views, int) and views > 0 for views in known):
         raise InputError(f'"_views" in {folder}/model_index.json should be a list of numbers; it is {known!r}.')
     if wanted is not None and wanted not in known:
@@ -357,7 +358,8 @@ def _frozen(model: Any, device: torch.device) -> Any:
     return model.eval().requires_grad_(False).to(device)
 
 
-def _meaning(config: dict[str, Any], folder: Path) -> Parameterization:
+def meaning_of(config: dict[str, Any], folder: Path) -> Parameterization:
+    """What the network predicts, by its scheduler's configuration. Raises InputError for any other prediction."""
     said = config.get("prediction_type", "epsilon")
     if said not in MEANINGS:
         raise InputError(f"the scheduler of {folder} predicts {said!r}; dreamkit reads {', '.join(MEANINGS)}.")

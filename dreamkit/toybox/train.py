@@ -7,10 +7,10 @@
 A UNet2DConditionModel on pixel-unshuffled pictures (64x64x3 becomes 16x16x48, exactly invertible) and a two-layer text
 transformer learn together to predict the picture x itself under Stable Diffusion's noise schedule, stretched to end in
 noise alone; where the noise hides a picture, what it most likely is (`targets.py`). The loss is that of
-v = alpha eps - sigma x (Salimans and Ho, arXiv:2202.00512); but a network that must say v says the noise too, of which
-there is more in a patch of 48 numbers than 80 channels carry (Li and He, arXiv:2511.13720). The learning rate warms up
-and falls to zero over the steps; a run may be resumed with another --steps. What is kept is an exponential moving
-average of the weights. The result is a diffusers pipeline folder in half precision.
+v = alpha eps - sigma x (Salimans and Ho, arXiv:2202.00512); but a network that must say v says the noise too, 48
+numbers for every patch, for which 80 channels are few (Li and He, arXiv:2511.13720). The learning rate warms up and
+falls to zero over the steps; a run may be resumed with another --steps. What is kept is an exponential moving average
+of the weights. The result is a diffusers pipeline folder in half precision.
 
 With --together 4 it sees four views of an object at once in every fourth step (MVDream, arXiv:2308.16512): then its
 self-attention looks at all of them. The same weights serve single views and four.
@@ -30,6 +30,7 @@ from torch.nn.functional import pixel_unshuffle
 from dreamkit import device as devices
 from dreamkit.errors import InputError
 from dreamkit.priors.joint import see_together
+from dreamkit.priors.pretrained import meaning_of, read_json
 from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
 from dreamkit.toybox import checkpoint, world
@@ -195,8 +196,8 @@ def begin_from(folder: Path, networks: Networks) -> None:
     """Take over exported weights, word by word: what the older vocabulary lacks keeps its random beginning.
 
     Of weights whose blocks were only shifted by level and caption, the scales begin at one. Of weights that predict v
-    the answer is turned round: in noise alone v is -x. Raises InputError if there are none, or none of this
-    architecture.
+    the answer is turned round: in noise alone v is -x. Raises InputError if there are none, none of this architecture,
+    or none that predict x or v.
     """
     from safetensors.torch import load_file
 
@@ -205,14 +206,17 @@ def begin_from(folder: Path, networks: Networks) -> None:
     for file in (*files, vocabulary, levels):
         if not file.is_file():
             raise InputError(f"there are no weights to begin from in {folder}: {file} is missing.")
+    predicts = meaning_of(read_json(levels), folder)
+    if predicts not in ("v", "x0"):
+        raise InputError(f"the weights in {folder} predict {predicts}; training begins from ones of x0 or v.")
     weights, text = (load_file(file) for file in files)
     fresh, mine = networks.unet.state_dict(), networks.text_encoder.state_dict()
     for name, value in weights.items():
         if "time_emb_proj" in name and name in fresh and 2 * len(value) == len(fresh[name]):
             weights[name] = torch.cat([torch.zeros_like(value), value])
-        if name.startswith("conv_out.") and json.loads(levels.read_text())["prediction_type"] == "v_prediction":
+        if name.startswith("conv_out.") and predicts == "v":
             weights[name] = -value
-    old = json.loads(vocabulary.read_text())["model"]["vocab"]
+    old = read_json(vocabulary)["model"]["vocab"]
     table = next(name for name in mine if name.endswith("token_embedding.weight"))
     if table in text:
         words = mine[table].clone()
