@@ -1,5 +1,6 @@
 """The toybox: its world is what it says, its pictures match its captions, its trainer resumes exactly."""
 
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -193,6 +194,26 @@ def test_the_pool_shows_kinds_and_pairs_in_their_shares(pool):
     assert sum(one.second is not None for one in single) / len(single) == pytest.approx(SHARES["second"], abs=0.035)
     assert sum(one.material != "matte" for one in single) / len(single) == pytest.approx(SHARES["material"], abs=0.035)
     assert {one.kind for one in single} == set(KINDS)
+    on_top = sum(one.relation == "on top of" for one in pairs)
+    assert on_top / len(pairs) == pytest.approx(0.5, abs=0.05)  # three standard errors of 900 draws
+
+
+def test_every_pair_is_each_that_the_world_can_place():
+    def can_stand(first: str, relation: str, second: str) -> bool:
+        try:
+            return len(world.together(first, relation, second)) > 1
+        except InputError:
+            return False
+
+    wanted = [way for way in itertools.product(KINDS, world.RELATIONS, KINDS) if way[0] != way[2] and can_stand(*way)]
+    assert sorted(pictures.every_pair()) == sorted(wanted)
+
+
+def test_a_pool_shows_every_pair_unless_it_is_told_how_many(monkeypatch):
+    few = [("duck", "next to", "mug"), ("cat", "on top of", "table"), ("mug", "next to", "duck")]
+    monkeypatch.setattr(pictures, "every_pair", lambda: few)
+    for number, shown in ((None, 3), (2, 2), (9, 3), (0, 0)):
+        assert len(cast_pool(1, 0, torch.device("cpu"), lambda text: None, number).pairs) == shown
 
 
 def test_pictures_show_the_colour_their_caption_names(pool):

@@ -1,10 +1,11 @@
 """Training pictures of the toybox's world, made without end from a pool of rendered views.
 
-Casting rays is the slow part, and it depends only on what stands where and on the camera. So every kind, and many pairs
-of kinds, are cast once from many random cameras, keeping for every ray the part it hits, the normal there, and where
+Casting rays is the slow part, and it depends only on what stands where and on the camera. So every kind, and every pair
+of kinds, is cast once from many random cameras, keeping for every ray the part it hits, the normal there, and where
 patterns are pale; colours, materials, light and background are then drawn anew for every picture, which costs little.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ AMBIENT = 0.6
 GLOSS, SHINE = 24.0, 0.55
 """Exponent and strength of a shiny thing's highlight (Blinn 1977)."""
 
-SHARES = {"pair": 0.35, "second": 0.2, "material": 0.25}
+SHARES = {"pair": 0.45, "second": 0.2, "material": 0.25}
 """How often pictures show two things, a second colour, another material than matte."""
 
 LAMP_SPREAD = 0.25
@@ -73,20 +74,19 @@ def cast_pool(
     pairs: int | None = None,
     together: int = 1,
 ) -> Pool:
-    """Cast every kind from `views_per_kind` random cameras, and `pairs` random pairs from a 32nd of that each.
+    """Cast every kind from `views_per_kind` random cameras, and every pair of kinds from a 32nd of that each.
 
-    By default there are half as many pairs as views of a kind. Cameras come in groups of `together`.
+    `pairs`: so many random pairs only. Cameras come in groups of `together`.
     """
     orbit = replace(world.CAMERAS, group=together)
     draw = random.Random(seed)
     shown: list[tuple[Arrangement, int]] = [((kind,), views_per_kind) for kind in KINDS]
-    for _ in range(views_per_kind // 2 if pairs is None else pairs):
-        shown.append((_random_pair(draw), max(views_per_kind // 32, 1)))
+    every = every_pair()
+    for pair in every if pairs is None else draw.sample(every, min(pairs, len(every))):
+        shown.append((pair, max(views_per_kind // 32, 1)))
     found: dict[Arrangement, range] = {}
     layers, cameras, total = list[tuple[Tensor, ...]](), list[Cameras](), 0
     for number, (arrangement, count) in enumerate(shown):
-        if arrangement in found:
-            continue
         count = -(-count // together) * together
         cameras.append(orbit.sample(count, Streams(seed, number), "pool"))
         layers.append(cast(arrangement, cameras[-1], device))
@@ -104,11 +104,11 @@ def cast_pool(
     return Pool(part, normal, pale, numbers, words, singles, {a: r for a, r in found.items() if len(a) == 3}, together)
 
 
-def _random_pair(draw: random.Random) -> Arrangement:
-    relation = draw.choice(world.RELATIONS)
-    second = draw.choice(SUPPORTS if relation == "on top of" else list(KINDS))
-    first = draw.choice([kind for kind in KINDS if kind != second])
-    return (first, relation, second)
+def every_pair() -> list[Arrangement]:
+    """All that can stand next to one another or on top of one another, two different kinds each."""
+    seconds = {"next to": list(KINDS), "on top of": SUPPORTS}
+    ways = itertools.chain(*(itertools.product(KINDS, [way], seconds[way]) for way in world.RELATIONS))
+    return [(first, way, second) for first, way, second in ways if first != second]
 
 
 def pieces_of(arrangement: Arrangement) -> tuple[world.Piece, ...]:
@@ -167,6 +167,8 @@ def draw_asked(
 ) -> tuple[list[Asked], list[int]]:
     """Random things and pairs in random colours and materials, and for each the number of a view of the pool.
 
+    Every relation is as frequent as the others, though of some there are more pairs.
+
     Of a pool whose views come in groups, `count` is a multiple of their size, and so are the things in a row.
     """
     asked: list[Asked] = []
@@ -174,12 +176,17 @@ def draw_asked(
     for _ in range(count // pool.together):
         two = bool(pool.pairs) and draw.random() < shares["pair"]
         source = pool.pairs if two else pool.kinds
-        arrangement = draw.choice(list(source))
+        arrangement = _any_pair(source, draw) if two else draw.choice(list(source))
         first = draw.choice(source[arrangement][:: pool.together])
         views += range(first, first + pool.together)
         things = [_dressed(kind, draw, shares, plain=two) for kind in arrangement[::2]]
         asked += [Pair(things[0], arrangement[1], things[1]) if two else things[0]] * pool.together
     return asked, views
+
+
+def _any_pair(pairs: Mapping[Arrangement, range], draw: random.Random) -> Arrangement:
+    relation = draw.choice(sorted({way[1] for way in pairs}))
+    return draw.choice([way for way in pairs if way[1] == relation])
 
 
 def _dressed(kind: str, draw: random.Random, shares: Mapping[str, float], plain: bool) -> Thing:
