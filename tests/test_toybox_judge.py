@@ -1,11 +1,12 @@
 """The judge: what is right to say of a picture, that it learns and resumes exactly, and what it must catch."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter1d
 
 from dreamkit import cli
@@ -174,6 +175,24 @@ def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
     judge.install(whole, tmp_path / "out" / "network.safetensors")
     stored = load_file(tmp_path / "out" / "network.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+
+
+def test_training_can_start_from_installed_weights(tmp_path, monkeypatch):
+    """A step of a tiny rate from trained weights leaves them where they were; from none it is somewhere else."""
+    few = judge.examples(12, 1, 3, CPU, lambda text: None)
+    monkeypatch.setattr(judge, "examples", lambda *rest: few)
+    settings = Settings(steps=1, batch=4, rate=1e-7, start=str(judge.WEIGHTS))
+    onward = dict(judge.train(tmp_path / "onward", settings, CPU).named_parameters())
+    fresh = dict(judge.train(tmp_path / "fresh", replace(settings, start=""), CPU).named_parameters())
+    for name, value in load_file(judge.WEIGHTS).items():
+        if name in onward:
+            # Adam moves no number by more than its rate.
+            assert (onward[name] - value.float()).abs().max() < 1e-6, name
+    assert (onward["query"] - fresh["query"]).abs().max() > 0.1
+    save_file({"query": onward["query"].detach()}, tmp_path / "other.safetensors")
+    for file, says in (("none.safetensors", "there is no such file"), ("other.safetensors", "another architecture")):
+        with pytest.raises(InputError, match=says):
+            judge.train(tmp_path / "wrong", replace(settings, start=str(tmp_path / file)), CPU)
 
 
 def test_a_batch_holds_pictures_of_nothing_and_asks_nothing_about_them():

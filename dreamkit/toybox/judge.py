@@ -141,13 +141,9 @@ class Judge:
     @cache
     def load(device: str = "cpu") -> "Judge":
         """The judge that ships. Raises InputError if its weights are not there."""
-        from safetensors.torch import load_file
-
         if not WEIGHTS.is_file():
             raise InputError(f"the judge's weights are not in this installation: there is no {WEIGHTS}.")
-        network = Network()
-        network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()}, strict=False)
-        return Judge(network.to(device))
+        return Judge(read(WEIGHTS).to(device))
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Verdict:
@@ -206,12 +202,18 @@ class Settings:
     pictures: int = 80_000
     views: int = 768
     seed: int = 1
+    start: str = ""
+    """File of installed weights to begin from."""
 
 
 def train(folder: Path, settings: Settings, device: torch.device) -> Network:
-    """Train until `settings.steps`, from the newest checkpoint in `folder` if there is one."""
+    """Train until `settings.steps`, from the newest checkpoint in `folder` if there is one.
+
+    Raises InputError if there are no weights to start from, or none that fit.
+    """
     torch.manual_seed(settings.seed)
-    network = Network().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    begun = read(Path(settings.start)) if settings.start else Network()
+    network = begun.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=0.02)
     file, trained = folder / "judge.safetensors", {"network": network}
     done = checkpoint.load(file, trained, optimiser, device)
@@ -284,6 +286,18 @@ def install(network: Network, file: Path = WEIGHTS) -> None:
     write_whole(file, save({name: value.detach().cpu().half().contiguous() for name, value in state.items()}))
 
 
+def read(file: Path) -> Network:
+    """A network with installed weights. Raises InputError if there are none, or they do not fit."""
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise InputError(f"there are no weights of a judge in {file}: there is no such file.")
+    network = Network()
+    counts = {name: value for name, value in network.state_dict().items() if not value.is_floating_point()}
+    checkpoint.fill(network, counts | {name: value.float() for name, value in load_file(file).items()}, file)
+    return network
+
+
 # --- the report ---
 
 
@@ -351,12 +365,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="train, with checkpoints here; then install the weights")
     parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--rate", type=float, default=Settings.rate)
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--start", default=Settings.start, help="weights of a judge to begin from")
     parser.add_argument("--report", action="store_true", help="measure the installed judge on held-out pictures")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     try:
         if given.folder:
-            install(train(given.folder, Settings(steps=given.steps), devices.choose(given.device)))
+            settings = Settings(steps=given.steps, rate=given.rate, seed=given.seed, start=given.start)
+            install(train(given.folder, settings, devices.choose(given.device)))
         if given.report:
             print(report(Judge.load()))
     except InputError as error:
