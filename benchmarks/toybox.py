@@ -229,7 +229,15 @@ def make(prompt: str, seed: int, folder: Path, threads: int, rest: list[str]) ->
     """The folder of a finished run of this prompt and seed, made, resumed, or found; None if it failed."""
     command = ["generate", prompt, "--seed", str(seed), "--out", str(folder), *rest]
     if (folder / "run.json").exists():
-        if Run.open(folder).status == "complete":
+        try:
+            found = Run.open(folder)
+        except InputError as error:
+            print(f"{prompt}, seed {seed}: failed: {error}", flush=True)
+            return None
+        if (found.prompt, found.seed) != (prompt, seed):
+            print(f"{prompt}, seed {seed}: failed: {folder} is of {found.prompt!r}, seed {found.seed}", flush=True)
+            return None
+        if found.status == "complete":
             return folder
         command = ["resume", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}

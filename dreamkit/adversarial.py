@@ -18,7 +18,8 @@ for assets:
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,15 +87,29 @@ class CodedScenes:
 
     def render(self, code: Tensor, cameras: Cameras, streams: Streams | None) -> Tensor:
         """Pictures [B, 3, H, W] of theta(code); of the plain preview without streams."""
-        scaled = self.weights["hidden"] * (1 + linear(code.to(self.weights["code"]), self.weights["code"]))[:, None]
-        self.scene.hidden = scaled
-        try:
+        with self._coded(code):
             return self.scene.render(cameras, streams).rgb
+
+    @contextmanager
+    def _coded(self, code: Tensor) -> Iterator[None]:
+        """While inside, the scene is theta(code)."""
+        self.scene.hidden = (
+            self.weights["hidden"] * (1 + linear(code.to(self.weights["code"]), self.weights["code"]))[:, None]
+        )
+        try:
+            yield
         finally:
             self.scene.hidden = self.weights["hidden"]
 
     def __call__(self, code: Tensor, cameras: Cameras, streams: Streams | None) -> Tensor:
         return self.prior.encode(self.render(code, cameras, streams), streams)
+
+    def after_step(self, step: int, streams: Streams) -> None:
+        """Upkeep of the grid's memory of where something is, for any code: that of the present step's is added, and
+        nothing counts as certainly hidden, because another code may leave it empty."""
+        with self._coded(streams.normal("code", (self.weights["code"].shape[1],))):
+            self.scene.after_step(step, streams)
+        self.scene.thinnest.zero_()
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,8 @@ class Trainer:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over a state, to go on bit for bit. Raises ValueError or KeyError if it is not one of these."""
+        """Take over a state, to go on bit for bit, but that `CodedScenes` looks anew where it is empty. Raises
+        ValueError or KeyError if it is not one of these."""
         self.judge.load(state["judge"])
         self.maker.load(state["maker"])
         for name, value in self.mean.items():
@@ -190,7 +206,7 @@ def train(
     trainer = Trainer(spec, generator, fill(spec, prior, prompt, start), start)
     for number in range(steps):
         losses = trainer.step(number, seed)
-        generator.scene.after_step(number, Streams(seed, number))
+        generator.after_step(number, Streams(seed, number))
         watch(number + 1, losses)
     with torch.no_grad():
         for name, value in generator.weights.items():

@@ -40,6 +40,8 @@ from dreamkit.state import Start, restore, stage_of
 from dreamkit.streams import Streams
 
 Note = Callable[[str], None]
+LARGEST = 4096
+"""Pixels along each side of a picture that `render` makes."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,8 @@ def generate(
         stage = recipe.stages[0]
         first = Start(begun[0].handed(stage, seed, chosen), stage.scenes)
     rehearse(recipe, priors, prompt, chosen, first)
-    with Run.create(out, prompt, system, seed, recipe, str(chosen)) as run:
-        if start is not None:
-            run.update(start=str(expanded(start).resolve()))
+    origin = {} if start is None else {"start": str(expanded(start).resolve())}
+    with Run.create(out, prompt, system, seed, recipe, str(chosen), facts=origin) as run:
         return _finish(run, priors, chosen, watch, note, first)
 
 
@@ -146,6 +147,7 @@ def resume(
     if "prior" in found.facts:
         found.check_prior([prior.identity() for prior in priors.values()])
     with Run.resume(path) as run:
+        run.update(status="running", error=None)
         return _finish(run, priors, chosen, watch, note)
 
 
@@ -155,15 +157,11 @@ def export(
     """Write the files of a run again from its last checkpoint, with other settings of `Export` if given."""
     chosen = devices.choose(device)
     found = Run.open(path)
-    before = {"status": found.status, "error": found.facts.get("error")}
     recipe = override(found.recipe, {f"export.{key}": value for key, value in (settings or {}).items()})
     with Run.resume(path) as run:
-        try:
-            scene, _ = _scene(run, chosen)
-            exported = _write(run, scene, recipe, chosen, note)
-            run.update(export=exported.facts())
-        finally:
-            run.update(**before)
+        scene, _ = _scene(run, chosen)
+        exported = _write(run, scene, recipe, chosen, note)
+        run.update(export=exported.facts())
         return Result(run, scene, exported)
 
 
@@ -202,14 +200,14 @@ def render(path: str | Path, *, views: int = 8, size: int = 256, elevation: floa
 
     Of particles each has a folder in it, particle_0, particle_1, ...
     """
-    if views < 1 or size < 8 or not -90 <= elevation <= 90:
+    if views < 1 or not 8 <= size <= LARGEST or not -90 <= elevation <= 90:
         raise InputError(
-            "render takes at least one view of at least 8 pixels, from -90 to 90 degrees of elevation; "
+            f"render takes at least one view of 8 to {LARGEST} pixels, from -90 to 90 degrees of elevation; "
             f"got {views} of {size} pixels, from {elevation:g} degrees."
         )
     run = Run.open(path)
     scene, step = _scene(run, devices.choose(device))
-    folder = run.path / "images" / f"render_{step:06d}_{views}x{size}"
+    folder = run.path / "images" / f"render_{step:06d}_{views}x{size}_{elevation:g}"
     cameras = ring(views, elevation_degrees=elevation, size=size)
     for one, own in _each(scene, folder):
         for number in range(views):  # one at a time: the memory of one view serves for any number
@@ -240,9 +238,10 @@ def evaluate(
     """
     from dreamkit import evaluate as evaluation
 
-    file = Path(out or ("outputs" if len(paths) > 1 else paths[0] if paths else "."), "" if out else "eval.json")
+    file = expanded(out or ("outputs" if len(paths) > 1 else paths[0] if paths else "."))
+    file = file if out else file / "eval.json"
     evaluation.check_name(file)
-    if out:
+    if out or len(paths) != 1 or file.parent.is_dir():  # else it is no run, which `measure` says better
         check_folder(file.parent)
     report, sights = evaluation.measure(paths, clip, devices.choose(device), note)
     evaluation.write(report, sights, file)
@@ -297,7 +296,7 @@ def _finish(
         raise KeyboardInterrupt(
             f"interrupted; what is done is kept. Go on with: dreamkit resume {quote(str(run.path))}"
         ) from stop
-    except (RunError, InputError) as error:
+    except Exception as error:
         with suppress(RunError):  # a disk that is full has no room for this either; what it said first is the news
             run.update(status="failed", error=str(error))
         raise

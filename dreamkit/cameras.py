@@ -71,7 +71,8 @@ class Cameras:
         up = half * (1 - 2 * rows)[None, :, None]
         right = half * (2 * columns - 1)[None, None, :] * (self.width / self.height)
         shape = (len(self), len(rows), len(columns))
-        local = torch.stack([right.expand(shape), up.expand(shape), -torch.ones(shape).to(up)], dim=-1)
+        ahead = torch.full(shape, -1.0, dtype=up.dtype, device=up.device)
+        local = torch.stack([right.expand(shape), up.expand(shape), ahead], dim=-1)
         world = torch.einsum("bij,bhwj->bhwi", self.camera_to_world[:, :, :3], local)
         origins = self.positions[:, None, None, :].expand_as(world)
         return origins, torch.nn.functional.normalize(world, dim=-1)

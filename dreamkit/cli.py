@@ -14,7 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamkit.errors import InputError, RunError
+from dreamkit.errors import InputError, RunError, out_of_memory
+
+OUT_OF_MEMORY = (
+    "memory ran out. Try a smaller --set batch, a smaller prior or picture, or another --device; a run that was begun "
+    "stands at its last checkpoint."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"dreamkit: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"dreamkit: {OUT_OF_MEMORY} ({str(error).strip().splitlines()[0]})", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"dreamkit: {stop.args[0] if stop.args else 'interrupted.'}", file=sys.stderr)

@@ -44,7 +44,7 @@ def compose(
     if isinstance(representation, str) and representation not in REPRESENTATIONS:
         raise InputError(f"there is no representation {representation!r}. {nearest(representation, REPRESENTATIONS)}")
 
-    if prior is not None and expanded(prior).is_dir():
+    if prior not in (None, "toybox") and expanded(prior).is_dir():
         prior = str(expanded(prior).resolve())  # so that a run can be resumed from anywhere
 
     def changed_guide(guide: Guide) -> Guide:

@@ -247,15 +247,24 @@ def _perpendicular(vector: Tensor, to: Tensor) -> Tensor:
 def ddim(z: Tensor, eps: Tensor, level: Level, to: Level, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
     """One DDIM step of z [B, ...] between any two levels, down or up (up is inversion) (arXiv:2010.02502, eq. 12).
 
-    z' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s noise,  s^2 = eta^2 (sigma'^2 / sigma^2)(1 - alpha^2 / alpha'^2).
+    z' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s noise,  s = eta `ddpm_deviation`.
     With eta = 0 this is one Euler step of d(z / alpha) / dk = eps. eta > 0 needs `noise` and a step down.
     """
-    alpha, sigma = level.over(z)
     alpha_to, sigma_to = to.over(z)
     x0 = x0_of(z, eps, level)
     if eta == 0.0:
         return alpha_to * x0 + sigma_to * eps
     if noise is None:
         raise ValueError("a DDIM step with eta > 0 adds noise: give it")
-    spread = eta * sigma_to / sigma * (1 - (alpha / alpha_to) ** 2).clamp(min=0).sqrt()
+    spread = eta * over(ddpm_deviation(level.k, to.k, to), z)
     return alpha_to * x0 + (sigma_to**2 - spread**2).clamp(min=0).sqrt() * eps + spread * noise
+
+
+def ddpm_deviation(high: Tensor, low: Tensor, to: Level) -> Tensor:
+    """How much noise [B] a DDPM step between two k [B] adds to z at the level `to`, which is one of the two.
+
+    Where alpha^2 + sigma^2 = 1 its square is (sigma_low^2 / sigma_high^2)(1 - alpha_high^2 / alpha_low^2) (Ho et al.,
+    arXiv:2006.11239, eq. 7); any other path is a multiple of that one.
+    """
+    share = (low / high) ** 2 * (1 + high**2) / (1 + low**2) * (1 - (1 + low**2) / (1 + high**2))
+    return (share.clamp(min=0) * (1 + to.k**2)).sqrt() * to.alpha

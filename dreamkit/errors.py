@@ -17,6 +17,13 @@ class RunError(RuntimeError):
     """A run that failed. What it wrote is kept. The command line prints the message and exits with 1."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out. torch's allocator for CPUs says so in a plain RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and ("not enough memory" in str(error) or "out of memory" in str(error))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence for an unknown name: the closest known ones, then all of them.
 

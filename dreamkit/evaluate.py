@@ -46,7 +46,7 @@ from dreamkit import pages
 from dreamkit.assets.compare import silhouette_iou
 from dreamkit.assets.files import READ, read
 from dreamkit.cameras import Cameras
-from dreamkit.disk import make_folder, write_whole
+from dreamkit.disk import expanded, make_folder, write_whole
 from dreamkit.errors import InputError
 from dreamkit.export import check_cameras
 from dreamkit.images import Images
@@ -152,7 +152,7 @@ def mesh_files(run: Run) -> list[Path]:
 def _distinct(paths: Sequence[str | Path]) -> list[Path]:
     if not paths:
         raise InputError("eval needs at least one run folder, such as outputs/a-red-mug/<time>-toybox-0.")
-    return list({Path(path).expanduser().resolve(): Path(path).expanduser() for path in paths}.values())
+    return list({expanded(path).resolve(): expanded(path) for path in paths}.values())
 
 
 def _seen_by(model: Clip, mesh: Mesh, device: torch.device | str) -> Tensor:

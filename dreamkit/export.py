@@ -9,6 +9,7 @@ A canvas, which has no surface, is written as a picture.
 """
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,11 +71,20 @@ class Exported:
             "level": None if self.level is None else round(self.level, 4),
             "faces": self.faces,
             "unwrapped": self.unwrapped,
-            "psnr": round(self.agreement.psnr, 2),
+            "psnr": _decibels(self.agreement.psnr),
             "silhouette_iou": round(self.agreement.iou, 4),
-            "splats": self.splats and {"psnr": round(self.splats.psnr, 2), "silhouette_iou": round(self.splats.iou, 4)},
+            "splats": self.splats
+            and {
+                "psnr": _decibels(self.splats.psnr),
+                "silhouette_iou": round(self.splats.iou, 4),
+            },
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
+
+
+def _decibels(value: float) -> float | None:
+    """Two digits; none for equal pictures, as JSON has no inf."""
+    return round(value, 2) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)

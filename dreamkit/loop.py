@@ -65,12 +65,15 @@ def optimise(
                 state = _roll_back(recipe, run, device, state, figures, priors)
                 continue
             began, ended = ended, time.perf_counter()
-            seconds.append(figures["seconds"] | {"step": ended - began})
+            took = figures["seconds"] | {"step": ended - began}
+            seconds.append({part: value / (state.step - before) for part, value in took.items()})
             _record(recipe, run, state, before, figures, seconds)
             if watch:
                 watch(state.step, recipe.steps, figures)
-            if interrupted.is_set() and state.step < recipe.steps:
-                save(run, state)
+            if interrupted.is_set():
+                # After a skipped step the scene may be broken, and the checkpoint before it leads to the same steps.
+                if state.step < recipe.steps and not state.skipped:
+                    save(run, state)
                 raise KeyboardInterrupt
     return state.scene
 

@@ -73,9 +73,10 @@ def _chances(prompt: str, guess: Guess) -> dict[str, float]:
 
 
 def read_list(path: str | Path) -> list[str]:
-    """The prompts of a file, one a line; blank lines and lines that start with # are skipped. Raises InputError."""
+    """The prompts of a file, one a line, each once; blank lines and lines that start with # are skipped. Raises
+    InputError."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"cannot read the prompt list {path}: {error}. Give a text file with one prompt a line."
@@ -85,4 +86,4 @@ def read_list(path: str | Path) -> list[str]:
         raise InputError(
             f"the prompt list {path} holds no prompt. Write one a line; lines starting with # are skipped."
         )
-    return prompts
+    return list(dict.fromkeys(prompts))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from dreamkit import frozen, settings
 from dreamkit.assets.usd import need_usd
 from dreamkit.cameras import Orbit
+from dreamkit.disk import expanded
 from dreamkit.errors import InputError, nearest
 from dreamkit.guidance.rule import Rule
 from dreamkit.losses import Weighted
@@ -141,9 +142,9 @@ class Export:
             raise InputError(f"Export.formats names a format twice: {', '.join(self.formats)}.")
         if "usdz" in self.formats:
             need_usd()
-        _check_at_least("Export.grid_resolution", self.grid_resolution, 8)
+        _check_at_least("Export.grid_resolution", self.grid_resolution, 8, 1024)
         _check_at_least("Export.face_budget", self.face_budget, 4)
-        _check_at_least("Export.texture_size", self.texture_size, 8)
+        _check_at_least("Export.texture_size", self.texture_size, 8, 16384)
         _check_at_least("Export.splats", self.splats, 1)
         for name in ("unwrap_seconds", "turntable_seconds"):
             if getattr(self, name) < 0:
@@ -207,6 +208,12 @@ class Recipe:
                 "a propeller cannot drive a rule that trains or remembers something, such as VSD: its steps depend on "
                 "one another. Take the propeller away, or choose another rule."
             )
+        # A strategy goes by what the renders of its own scene showed; the propeller's are of guesses.
+        if self.propeller and any(getattr(stage.representation, "strategy", None) for stage in self.stages):
+            raise InputError(
+                "a propeller cannot drive Gaussians that split or move (representation.strategy). Take the propeller "
+                "away, set that strategy to none, or choose another representation."
+            )
 
     @property
     def steps(self) -> int:
@@ -222,9 +229,10 @@ def _check_tuple(name: str, value: Any, of: type = object) -> None:
             raise InputError(f"{name} holds {of.__name__}s; got {type(item).__name__}.")
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} is a whole number of at least {least}; got {value!r}.")
+def _check_at_least(name: str, value: int, least: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        limit = "" if most is None else f" and at most {most}"
+        raise InputError(f"{name} is a whole number of at least {least}{limit}; got {value!r}.")
 
 
 # ---- Systems: recipes in files -------------------------------------------------------------------------------------
@@ -257,7 +265,7 @@ def load(name_or_path: str | Path) -> Recipe:
         if text not in names():
             raise InputError(f"there is no system {text!r}. {nearest(text, names())} Or give the path of a .py file.")
         return _run_file(data_folder("systems") / f"{text}.py")
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not os.path.isfile(path):  # unlike Path.is_file it takes any name
         raise InputError(
             f"there is no system file {path}. {nearest(path.stem, names())} Or give the path of a .py file."
@@ -326,14 +334,25 @@ def _plain(value: Any) -> Any:
 
 
 def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
-    """The recipe with `--set key=value` changes applied in turn. Raises InputError.
+    """The recipe with `--set key=value` changes applied in turn; one that does not fit yet is tried again after the
+    others. Raises InputError.
 
     A key is a path of field names and tuple positions: `stages.0.guides.0.rule.trust.scale`. A key that starts with a
     field of Stage is set in every stage: `steps`, `guides.0.rule`. What a value may be, `dreamkit.settings` says.
     """
-    for key, text in changes.items():
-        for path in _full_keys(recipe, key):
-            recipe = settings.replaced(recipe, path, str(text), f"{'.'.join(path)}={text}")
+    waiting = [(path, str(text)) for key, text in changes.items() for path in _full_keys(recipe, key)]
+    while waiting:
+        refused: list[tuple[list[str], str]] = []
+        why: list[InputError] = []
+        for path, text in waiting:
+            try:
+                recipe = settings.replaced(recipe, path, text, f"{'.'.join(path)}={text}")
+            except InputError as error:
+                refused.append((path, text))
+                why.append(error)
+        if len(refused) == len(waiting):
+            raise why[0]
+        waiting = refused
     return recipe
 
 

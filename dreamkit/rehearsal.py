@@ -65,7 +65,8 @@ def rehearse(
             state = fresh(stage, 0, device, priors, scene)
             for state.step in dict.fromkeys((0, stage.steps - 1)):
                 take_step(stage, state, 0, priors, prompt, 0)
-        except (ValueError, RuntimeError, ArithmeticError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"stage {number} of this recipe cannot run: {error}") from error
+        except InputError:
+            raise
+        except Exception as error:  # whatever a recipe's parts say of one another: nothing was begun yet
+            what = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError | RuntimeError) else error
+            raise InputError(f"stage {number} of this recipe cannot run: {what}") from error

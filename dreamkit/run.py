@@ -74,12 +74,14 @@ class Run:
         device: str = "cpu",
         root: str | Path = "outputs",
         space: int = SPACE,
+        facts: Mapping[str, Any] | None = None,
     ) -> "Run":
         """A new run folder: exactly `out`, or <root>/<prompt>/<time>-<system>-<seed>.
 
         Args:
             system: the system's name, or the path of its file.
             space: bytes that must be free there.
+            facts: further JSON values that the record holds from the beginning.
 
         Raises InputError, with nothing written, for an empty prompt, a folder that cannot be written or already holds
         something, too little space, and a recipe that could not be read back.
@@ -89,8 +91,10 @@ class Run:
         check_space(expanded(out or root), space)
         run = Run(_new_folder(out, expanded(root), prompt, system, seed), {}, recipe)
         run._lock = lock(run.path)
+        sweep(run.path)
         try:
             run.update(
+                **(facts or {}),
                 format=FORMAT,
                 prompt=prompt,
                 system=system,
@@ -140,7 +144,6 @@ class Run:
         run._lock = lock(run.path)
         run.facts = _read_json(run.path / "run.json")  # as it stands now that nobody else writes it
         sweep(run.path)
-        run.update(status="running", error=None)
         return run
 
     def close(self) -> None:
@@ -183,7 +186,7 @@ class Run:
         if facts.get("status", "running") not in STATUSES:
             raise ValueError(f"status {facts['status']!r} is not known. {nearest(str(facts['status']), STATUSES)}")
         new = self.facts | facts | {"updated": _now()}
-        write_whole(self.path / "run.json", (json.dumps(new, indent=1) + "\n").encode())
+        write_whole(self.path / "run.json", (json.dumps(new, indent=1, allow_nan=False) + "\n").encode())
         self.facts = new
 
     def check_prior(self, identities: list[dict[str, Any]]) -> None:
@@ -323,8 +326,10 @@ class Run:
 
 
 def _weights(identities: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Identities without the number format, which follows the device a run goes on."""
-    return [{key: value for key, value in identity.items() if key != "dtype"} for identity in identities]
+    """Identities without the number format, which follows the device a run goes on, and without the hub's revision,
+    which changes with any file there: the fingerprint of the weights is what counts."""
+    passing = ("dtype", "revision")
+    return [{key: value for key, value in identity.items() if key not in passing} for identity in identities]
 
 
 class _Damaged(Exception):
@@ -337,7 +342,7 @@ def _digest(data: bytes, facts: Any) -> str:
 
 def find(root: str | Path = "outputs") -> list[Path]:
     """The run folders below `root`, the latest changed last."""
-    files = [file for file in Path(root).expanduser().rglob("run.json") if file.is_file()]
+    files = [file for file in expanded(root).rglob("run.json") if file.is_file()]
     return [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime, str(file)))]
 
 
@@ -425,7 +430,8 @@ def _made(folder: Path) -> Path:
 
 def _check_empty(folder: Path) -> None:
     try:
-        held = [item.name for item in folder.iterdir() if item.name != ".lock"]
+        # What a process left that was killed while it began is nobody's: `create` sweeps it away.
+        held = [item.name for item in folder.iterdir() if item.name != ".lock" and not item.match(".*.tmp")]
     except OSError as error:
         raise InputError(
             f"the output folder {folder} cannot be written: {error.strerror or error}. Choose another with --out."

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamkit.errors import InputError, RunError
+from dreamkit.errors import InputError, RunError, out_of_memory
 from dreamkit.guidance.rule import Part
 from dreamkit.priors.prior import Prior
 from dreamkit.recipe import Recipe, Stage
@@ -38,7 +38,7 @@ class State:
 
     def streams(self, seed: int) -> Streams:
         """The randomness of the next step."""
-        return Streams(seed + (self.attempt << 32), self.step)
+        return Streams(seed, self.step, attempt=self.attempt)
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pr
             for name, part in parts.items():
                 part.load(saved["parts"][guide][name])
     except (KeyError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(
             f"the checkpoint of step {step} in {run.path} does not fit its recipe ({error}). It may come from another "
             "version of dreamkit: start a new run with `dreamkit generate`."

@@ -28,6 +28,8 @@ class Streams:
     seed: int
     step: int
     scope: str = ""
+    attempt: int = 0
+    """Of a run that rolled back: each attempt draws new numbers, but for what is `still`."""
 
     def within(self, scope: str) -> "Streams":
         """The same step's streams for one of several consumers that would use the same names."""
@@ -35,11 +37,12 @@ class Streams:
 
     def still(self) -> "Streams":
         """Streams that are the same at every step of the run: for noise that is drawn once and kept."""
-        return replace(self, step=-2)
+        return replace(self, step=-2, attempt=0)
 
     def generator(self, name: str) -> torch.Generator:
         """A fresh CPU generator for the stream `name`, always in the same state."""
-        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{self.scope}{name}".encode(), digest_size=8).digest()
+        seed = self.seed + (self.attempt << 32)
+        digest = hashlib.blake2b(f"{seed}/{self.step}/{self.scope}{name}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
     def normal(self, name: str, shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dreamkit import api
 from dreamkit.cameras import orbit
 from dreamkit.compose import compose, editing, rules_by_name, with_steps
 from dreamkit.diffusion import add_noise
@@ -135,3 +136,16 @@ def test_the_toybox_denoises_a_view_better_beside_views_of_the_same_thing():
         seen = torch.cat([mug[:1], others[1:]])
         wrong.append(float((prior.eps(add_noise(seen, noise, level), level, null)[0] - noise[0]).square().mean()))
     assert wrong[0] < 0.8 * wrong[1]  # about 0.6; with no view looking at another it would be 1
+
+
+def test_a_folder_of_that_name_is_not_the_toybox(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toybox").mkdir()
+    assert composed(prior="toybox").stages[0].guides[0].prior == Diffusers("toybox")
+
+
+def test_measurements_are_not_lost_to_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").write_text("mine")
+    with pytest.raises(InputError, match="nothing can be written into outputs"):
+        api.evaluate(["one", "two"])

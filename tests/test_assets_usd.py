@@ -125,3 +125,27 @@ def test_a_damaged_usdz_is_refused(tmp_path: Path) -> None:
         (tmp_path / "a.usdz").write_bytes(part)
         with pytest.raises(InputError, match="cannot be read as USDZ"):
             read(tmp_path / "a.usdz")
+
+
+def test_what_a_material_leaves_out_is_what_usd_says(tmp_path: Path) -> None:
+    """UsdPreviewSurface without inputs: roughness 0.5, no metal, a diffuse colour of 0.18."""
+    pytest.importorskip("pxr")
+    from pxr import Usd, UsdGeom, UsdShade, UsdUtils
+
+    stage = Usd.Stage.CreateNew(str(tmp_path / "a.usda"))
+    quad = UsdGeom.Mesh.Define(stage, "/quad")
+    quad.CreatePointsAttr([(0, 0, 0), (1, 0, 0), (0, 1, 0)])
+    quad.CreateFaceVertexCountsAttr([3])
+    quad.CreateFaceVertexIndicesAttr([0, 1, 2])
+    material = UsdShade.Material.Define(stage, "/look")
+    shader = UsdShade.Shader.Define(stage, "/look/surface")
+    shader.CreateIdAttr("UsdPreviewSurface")
+    material.CreateSurfaceOutput().ConnectToSource(shader.ConnectableAPI(), "surface")
+    UsdShade.MaterialBindingAPI.Apply(quad.GetPrim()).Bind(material)
+    stage.GetRootLayer().Save()
+    assert UsdUtils.CreateNewUsdzPackage(str(tmp_path / "a.usda"), str(tmp_path / "a.usdz"))
+    mesh = read(tmp_path / "a.usdz")
+    assert mesh.roughness is not None
+    assert abs(int(mesh.roughness.reshape(-1)[0]) - 127.5) < 1
+    # 0.18 of light is 0.461 as it is shown (IEC 61966-2-1).
+    np.testing.assert_allclose(mesh.colours, 0.461, atol=1e-3)

@@ -147,6 +147,16 @@ def test_a_finished_run_is_kept_and_an_interrupted_one_resumed(status, command, 
     assert called == ([command] if command else [])
 
 
+def test_a_folder_of_another_prompt_or_a_damaged_one_is_a_failure_of_one(tmp_path, capsys):
+    with Run.create(tmp_path / "run", "a red mug", "toybox", 0, RECIPE) as run:
+        run.update(status="complete")
+    assert toybox.make("a red car", 0, tmp_path / "run", 1, []) is None
+    assert "is of 'a red mug', seed 0" in capsys.readouterr().out
+    (tmp_path / "run" / "run.json").write_text("{")
+    assert toybox.make("a red mug", 0, tmp_path / "run", 1, []) is None
+    assert "cannot be read" in capsys.readouterr().out
+
+
 def test_promised_numbers_come_from_the_report():
     runs = [{"judge": {"recognised": 1.0}}, {"judge": {"recognised": 0.5}}]
     found = toybox.promised({"runs": runs, "means": {"F-score": {"mean": 0.8, "runs": 2}}})

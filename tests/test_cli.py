@@ -70,7 +70,7 @@ def test_export_writes_other_formats(finished, capfd):
 def test_render_writes_views(finished, capfd):
     code, out, _ = run(capfd, "render", str(finished), "--views", "3", "--size", "32")
     assert code == 0
-    assert len(list((finished / "images" / "render_000030_3x32").glob("view_*.png"))) == 3
+    assert len(list((finished / "images" / "render_000030_3x32_15").glob("view_*.png"))) == 3
     assert "3 views in" in out
 
 
@@ -130,6 +130,10 @@ MISTAKES = """
     --set steps=many                            => steps=many: a whole number is expected; got 'many'.
     --set steps                                 => --set takes key.path=value; got 'steps'.
     --set batch=0                               => Stage.batch is a whole number of at least 1; got 0.
+    --set losses.0.function=total_variation     => stage 0 of this recipe cannot run:
+    --set export.grid_resolution=20000          => Export.grid_resolution is a whole number of at least 8 and at most
+    --system ~nobody-of-that-name/x.py          => there is no system file
+    --prior ~nobody-of-that-name/sd             => ~nobody-of-that-name/sd
     --set guides=()                             => Stage.guides holds no guide
     --set guides.0.rule.levels.low=0.99         => the range of levels is empty
     --set guides.0.rule.levels.low=-1           => a fraction of the schedule, from 0 to 1; got -1
@@ -222,6 +226,8 @@ def test_what_is_asked_of_a_finished_run_in_vain(finished, tmp_path, capfd):
         (("resume", taken), "is not a run: it is a file."),
         (("render", str(finished), "--elevation", "nan"), "from -90 to 90 degrees"),
         (("render", str(finished), "--views", "0"), "got 0 of 256 pixels"),
+        (("render", str(finished), "--size", "200000"), "8 to 4096 pixels"),
+        (("eval", "~nobody-of-that-name/run"), "is not a run"),
     ):
         code, _, err = run(capfd, *words)
         assert (code, err.count("dreamkit:")) == (2, 1), words
@@ -249,6 +255,40 @@ def test_a_home_that_cannot_be_written_costs_only_the_kept_kernels(tmp_path):
     assert "Warp cannot keep compiled kernels" in child.stderr
     assert "warp-" in child.stdout
     assert not Path(child.stdout.strip()).exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Unable to allocate 8 TiB"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")],
+)
+def test_memory_that_runs_out_is_said_and_the_run_failed(error, tmp_path, capfd, monkeypatch):
+    def out_of_it(*arguments: object, **others: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dreamkit.loop.optimise", out_of_it)
+    code, _, err = run(capfd, *generate(out=tmp_path / "run"))
+    assert code == 1
+    assert "dreamkit: memory ran out. Try a smaller --set batch" in err
+    assert "Traceback" not in err
+    assert Run.open(tmp_path / "run").status == "failed"
+
+
+def test_what_is_no_mistake_of_a_user_keeps_its_traceback(finished, monkeypatch):
+    def bug(*arguments: object, **others: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("dreamkit.api.render", bug)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["render", str(finished)])
+
+
+def test_export_leaves_the_status_as_it_was(finished, tmp_path, capfd):
+    shutil.copytree(finished, tmp_path / "run")
+    with Run.resume(tmp_path / "run") as again:
+        again.update(status="failed", error="the disk is full")
+    assert run(capfd, "export", str(tmp_path / "run"), "--set", "face_budget=100")[0] == 0
+    facts = Run.open(tmp_path / "run").facts
+    assert (facts["status"], facts["error"]) == ("failed", "the disk is full")
 
 
 def test_a_file_that_cannot_be_read_is_named(finished, capfd, monkeypatch):

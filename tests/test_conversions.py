@@ -21,6 +21,7 @@ from dreamkit.meshes import Mesh, join
 from dreamkit.recipe import Export
 from dreamkit.representations import Canvas, DMTet, Gaussians, HashGrid, MeshSurface, SignedDistance
 from dreamkit.representations import distil as teaching
+from dreamkit.representations.gaussians import as_they_are
 from dreamkit.representations.mesh import from_file
 from dreamkit.representations.network import Network
 from dreamkit.representations.particles import Particles
@@ -297,3 +298,14 @@ def test_splats_of_a_file_are_read_with_all_their_harmonics(tmp_path):
     for name in ("means", "log_scales", "quaternions", "opacity_logits", "sh"):
         # What is not seen of it is not touched; a logarithm is clamped, and so may be rounded.
         np.testing.assert_allclose(getattr(back, name), getattr(held, name), atol=1e-6, err_msg=name)
+
+
+def test_colours_of_splats_that_need_their_harmonics_stay(tmp_path):
+    """A base colour outside of what can be shown is usual where higher degrees bring it back."""
+    sh = np.zeros((4, 9, 3), np.float32)
+    sh[:, 0] = 5.0
+    held = Splats(
+        *(np.full((4, n), v, np.float32) for n, v in ((3, 0.1), (3, -3.0), (4, 0.5))), np.zeros(4, np.float32), sh
+    )
+    scene = as_they_are(held, "cpu")
+    assert float(scene.cloud.dc.min()) == 5.0

@@ -232,6 +232,16 @@ def test_a_noisy_step_keeps_the_total_noise_and_needs_its_noise():
         ddim(z, eps, level, to, 1.0)
 
 
+def test_a_noisy_step_of_another_path_is_a_multiple_of_the_same_one():
+    """z / alpha goes the same way on every path through the same k, with the same noise."""
+    eps, noise, zeta = draw(0, 2, 3), draw(1, 2, 3), draw(2, 2, 3)
+    ends = []
+    for path in ("vp", "flow"):
+        level, to = level_at(2.0, path), level_at(0.5, path)
+        ends.append(ddim(zeta * over(level.alpha, zeta), eps, level, to, 0.7, noise) / over(to.alpha, zeta))
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+
+
 def test_a_fully_noisy_step_is_ddpms_posterior():
     """At eta = 1 the step is N(c0 x0 + c1 z, s^2), the posterior of z' given z and x0 (arXiv:2006.11239, eq. 6-7)."""
     level, to = level_at(2.0, "vp", 1), level_at(0.5, "vp", 1)

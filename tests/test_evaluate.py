@@ -85,11 +85,14 @@ def test_the_true_mesh_is_perfect(tmp_path):
     assert found["on_truth"]["recognised"] == judge["recognised"]
 
 
-def test_a_two_faced_duck_is_caught(tmp_path):
-    found = only(finished(tmp_path / "duck", "a yellow duck", mirrored(truth("a yellow duck"))))
+@pytest.mark.parametrize(("kind", "share"), [("duck", 0.4), ("snowman", 1.0), ("house", 1.0), ("robot", 1.0)])
+def test_a_two_faced_thing_is_caught(kind, share, tmp_path):
+    """`share` of the views from behind at least: a duck has its beak and tail in most of them, mirrored or not."""
+    prompt = f"a yellow {kind}"
+    found = only(finished(tmp_path / kind, prompt, mirrored(truth(prompt))))
     assert found["judge"]["recognised"] > 0.5
     assert found["judge"]["two_faced"] is True
-    assert found["judge"]["faces_behind"] >= found["judge"]["back_views"] / 2
+    assert found["judge"]["faces_behind"] >= share * found["judge"]["back_views"]
 
 
 def test_a_wrong_object_is_caught(tmp_path):

@@ -338,6 +338,8 @@ def test_a_prompt_list_is_its_lines(tmp_path):
     file = tmp_path / "list.txt"
     file.write_text("# mugs\na red mug\n\n   a blue mug  \n  # not this\nein grüner Würfel", encoding="utf-8")
     assert read_list(file) == ["a red mug", "a blue mug", "ein grüner Würfel"]
+    file.write_bytes("\ufeff# mugs\r\na red mug\r\na red mug\r\n".encode())  # as an editor on Windows writes it
+    assert read_list(file) == ["a red mug"]
 
 
 @pytest.mark.parametrize("data", [b"", b"# only words about it\n\n", b"\xff\xfe\x00"])
@@ -428,3 +430,10 @@ def test_joined_meshes_keep_their_places_and_colours():
     assert whole.faces.tolist() == [[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7], [8, 9, 10], [8, 10, 11]]
     assert whole.colours[[0, 4, 8]].tolist() == [[1, 0, 0], [1, 1, 1], [1, 0, 0]]
     np.testing.assert_array_equal(whole.face_normals, np.concatenate([CORNER.face_normals] * 3))
+
+
+def test_another_attempt_draws_other_numbers_but_what_is_kept_stays():
+    first, second = Streams(1, 2), Streams(1, 2, attempt=1)
+    assert not (first.normal("noise", (4,)) == second.normal("noise", (4,))).any()
+    assert first.still().normal("noise", (4,)).equal(second.still().normal("noise", (4,)))
+    assert second.within("guide0").attempt == 1

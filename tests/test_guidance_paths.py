@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamkit.diffusion import Level, ddim
 from dreamkit.guidance import CSD, SDS, Rule, gradient, noise, rules
 from dreamkit.guidance.estimate import Drawn, Guided, Nothing, PerpNeg, Plain
-from dreamkit.guidance.levels import Above, Uniform
+from dreamkit.guidance.levels import Above, At, Uniform
 from dreamkit.guidance.noise import Fresh, Inverted, Kept, Simulated
 from dreamkit.guidance.rule import Noise, Probe
 from dreamkit.guidance.weight import One, SigmaOverAlpha
@@ -364,3 +364,28 @@ def test_what_no_piece_declared_is_asked_for_when_it_is_read():
     prior = prior_of()
     look(replace(SDS, subtract=Curious()), batch([1.0]), prior)
     assert prior.calls == 2
+
+
+def test_the_gap_starts_at_the_lowest_level_there_is_also_in_another_system_s_range():
+    """With the lowest of the range as the start, the gap at t is a tenth of t - 300."""
+    for levels in (Above(Uniform(0.3, 0.98), random=False), rules.ASD.levels.within(Uniform(0.3, 0.98))):
+        drawn = replace(levels, random=False)(colours(), 2000, Streams(0, 0))
+        main, upper = (drawn[name].t for name in ("main", "upper"))
+        assert torch.equal(upper - main, torch.minimum((0.1 * (main - 300)).floor(), 999 - main))
+    with pytest.raises(ValueError, match="say where the gap starts"):
+        Above(At(0.5))(colours(), 2, Streams(0, 0))
+
+
+def test_from_the_last_level_a_simulated_path_has_no_length():
+    """Where even the upper level is the last one, its noise is what is predicted at the kept noise there."""
+    prior = prior_of()
+    top = AtK((("main", prior.level_at(998).k.item()), ("upper", prior.level_at(999).k.item())))
+    rule = Rule(top, Simulated(1.0), trust=Drawn(), subtract=Nothing(), weight=One())
+    last = prior.level_at(999)
+    kept = Streams(0, 0).still().normal("noise", (1, 1, 1), like=torch.zeros((), dtype=torch.float64))
+    (want,) = prior.predict(
+        kept[None] * (last.alpha**2 + last.sigma**2).sqrt(),
+        prior.level_at(torch.tensor([999])),
+        [prior.condition(["y"])],
+    )
+    assert look(rule, batch([2.0]), prior).item() == pytest.approx(want.item(), abs=1e-6)

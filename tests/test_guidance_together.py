@@ -28,6 +28,7 @@ from dreamkit.streams import Streams
 from tests.looking import (
     BELLS,
     PICTURES,
+    RULES,
     AtK,
     G,
     Given,
@@ -367,3 +368,12 @@ def test_a_corrective_goes_on_from_its_state():
     other["corrective"].load(copy.deepcopy(one["corrective"].state()))
     for number in range(2, 4):
         assert torch.equal(step(one, number), step(other, number))
+
+
+@pytest.mark.parametrize("name", ["ASD", "CDS", "SDI", "VSD", "F_DIV", "LMC"])
+def test_whatever_a_rule_asks_views_of_one_object_share_a_level(name):
+    """The prior asserts it of every question: also those of second levels, of walks, and of what is trained."""
+    rule = RULES[name]
+    rule = replace(rule, levels=rule.levels.within(MV.levels))
+    for step in range(3):
+        assert look(rule, X, joint(RING), step).isfinite().all()

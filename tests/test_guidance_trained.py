@@ -17,6 +17,7 @@ from dreamkit.guidance.estimate import Drawn, Guided, Nothing, Plain
 from dreamkit.guidance.levels import Uniform
 from dreamkit.guidance.localized import Gated, Localized, Retries
 from dreamkit.guidance.mapper import Mapped
+from dreamkit.guidance.networks import Trained
 from dreamkit.guidance.repulsion import Repelled
 from dreamkit.guidance.rule import Part
 from dreamkit.guidance.rules import BOOTSTRAPPED_SD, ESD, F_DIV, LG_VSD, LUSD, RSD, VDM, VSD
@@ -321,7 +322,7 @@ def laid_out(prior: Prior, picture: Tensor) -> dict[str, Condition]:
 def test_a_layout_that_says_nothing_makes_vsd_and_one_that_says_something_does_not():
     source = colours()
     prior = Follows("follows", source._spec, source._meanings, "cpu")
-    vsd = replace(VSD, subtract=Student(rate=1e-3))
+    vsd = replace(VSD, levels=LG_VSD.levels, subtract=Student(rate=1e-3))
     nothing = laid_out(prior, torch.zeros(3, 4, 8, 8))
     same(look(LG_VSD, PICTURES, prior, **nothing), look(vsd, PICTURES, prior))
     something = laid_out(prior, torch.full((3, 4, 8, 8), 0.5))
@@ -482,3 +483,45 @@ def test_the_parts_of_a_rule_refuse_another_rules_state():
     assert bells == 3
     with pytest.raises(ValueError, match="other names"):
         vdm["mapper"].load(VSD.parts(prior, Streams(0, 0))["student"].state())
+
+
+def test_a_map_that_is_not_finite_is_not_remembered(monkeypatch):
+    prior = colours()
+    attended = type(prior).attended
+    broken = torch.full((3, 1, 4, 4), math.nan)
+    parts = LUSD.parts(prior, Streams(0, -1))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(prior), "attended", lambda *given: (*attended(*given)[:2], broken[: len(given[1])]))
+        look(LUSD, PICTURES, prior, parts)
+    assert parts["local"].last.isfinite().all()
+    assert look(LUSD, PICTURES, prior, parts, 1).abs().sum((1, 2, 3)).min() > 0
+
+
+def test_a_picture_that_is_not_finite_does_not_enter_the_bank(monkeypatch):
+    prior, drawn = colours(), PICTURES.clone()
+    drawn[1] = math.nan
+    monkeypatch.setattr("dreamkit.guidance.discriminator.sample", lambda *given, **rest: drawn)
+    parts = F_DIV.parts(prior, Streams(0, -1))
+    look(F_DIV, PICTURES, prior, parts)
+    assert torch.equal(parts["discriminator"].real, PICTURES[[0, 2]].to(parts["discriminator"].real))
+    drawn[:] = math.nan
+    parts = F_DIV.parts(prior, Streams(0, -1))
+    look(F_DIV, PICTURES, prior, parts)
+    assert len(parts["discriminator"].real) == 0
+
+
+def test_what_is_learned_hears_small_slopes_in_half_precision_and_no_broken_ones():
+    """A slope of 2^-30 in half precision is zero, unless the loss was made larger first."""
+    weight = torch.ones(1, requires_grad=True)
+    part = LocalTrained({"w": weight}, 1e-3)
+    part.learn((weight.half() * torch.tensor([2.0**-20], dtype=torch.float16)).float().sum() * 2.0**-10)
+    assert weight.grad.item() == 2.0**-30
+    assert weight.item() < 1  # Adam's step has the size of its rate
+    before = weight.item()
+    assert part.learn((weight - weight.detach()).sqrt().sum()) == 0.0  # a finite loss of infinite slope
+    assert weight.item() == before
+
+
+class LocalTrained(Trained):
+    def train(self, probe):
+        raise NotImplementedError

@@ -172,6 +172,32 @@ def test_a_run_that_cannot_recover_says_so_and_keeps_its_checkpoint(recipe, tmp_
     assert (tmp_path / "run" / "checkpoints" / "step_000005.safetensors").exists()
 
 
+def test_a_stop_after_a_skipped_step_keeps_the_checkpoint_before_it_and_ends_in_the_same_bits(
+    recipe, tmp_path, monkeypatch
+):
+    """Step 6 and 7 are skipped, Ctrl-C comes with the first: what is resumed is step 5, and goes the same way."""
+    with monkeypatch.context() as patch, start(recipe, tmp_path / "whole") as run:
+        spoil(patch, {7, 8})
+        optimise(recipe, run)
+    with monkeypatch.context() as patch, start(recipe, tmp_path / "parts") as run:
+        spoil(patch, {7, 8})
+        with pytest.raises(KeyboardInterrupt):
+            optimise(recipe, run, stop_at(7))
+    assert Run.open(tmp_path / "parts").latest_checkpoint()[0] == 5
+    with Run.resume(tmp_path / "parts") as run:
+        spoil(monkeypatch, {2, 3})
+        optimise(recipe, run)
+    assert final(tmp_path / "whole") == final(tmp_path / "parts")
+
+
+def test_a_stop_at_the_last_step_is_heard(recipe, tmp_path):
+    with start(recipe, tmp_path / "run") as run, pytest.raises(KeyboardInterrupt):
+        optimise(recipe, run, stop_at(30))
+    with Run.resume(tmp_path / "run") as run:
+        assert run.latest_checkpoint()[0] == 30
+        optimise(recipe, run)  # nothing is left to do
+
+
 def test_stages_follow_one_another_on_the_same_scene(recipe, tmp_path):
     """A second stage that does nothing (no learning rate) leaves the first one's scene as it was."""
     first = replace(recipe.stages[0], steps=6)

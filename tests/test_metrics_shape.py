@@ -1,5 +1,7 @@
 """Shape metrics against shapes whose distances are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import trimesh
@@ -53,6 +55,10 @@ def test_nothing_is_unlike_everything_and_the_truth_must_be_something():
     assert (found.f_score, found.chamfer) == (0.0, float("inf"))
     with pytest.raises(ValueError, match="no extent"):
         likeness(BALL, nothing)
+    line = replace(BALL, vertices=BALL.vertices * np.array([0, 0, 1], np.float32))  # faces without area
+    assert likeness(line, BALL).f_score == 0.0
+    with pytest.raises(ValueError, match="no extent"):
+        likeness(BALL, line)
 
 
 def test_the_same_seed_measures_the_same():

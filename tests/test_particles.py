@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dreamkit import api, cli, evaluate, loop
+from dreamkit.cameras import ring
 from dreamkit.errors import InputError
 from dreamkit.guidance.estimate import Guided
 from dreamkit.guidance.rules import RSD, SDS, VSD
@@ -17,6 +18,8 @@ from dreamkit.recipe import Guide, Recipe, Stage, load
 from dreamkit.rehearsal import load_priors
 from dreamkit.representations.canvas import Canvas
 from dreamkit.representations.hashgrid import HashGridScene
+from dreamkit.representations.mesh import MeshSurface
+from dreamkit.representations.paint import LatentTexture
 from dreamkit.representations.particles import Particles, alike
 from dreamkit.run import Run
 from dreamkit.state import fresh, handed_over, save
@@ -164,7 +167,7 @@ def test_every_particle_has_a_mesh_is_rendered_and_is_measured(tmp_path, capsys)
     assert shown.shape == (1024, 1024, 3)  # two rows of four pictures of 256 pixels for each
     assert cli.main(("render", str(folder), "--views", "2", "--size", "16")) == 0
     for i, other in ((0, 1), (1, 0)):
-        rendered = picture(folder / "images" / "render_000001_2x16" / f"particle_{i}" / "view_001.png")
+        rendered = picture(folder / "images" / "render_000001_2x16_15" / f"particle_{i}" / "view_001.png")
         for seen in (rendered[8, 8], shown[128 + 512 * i, 128]):  # the middle of a ball
             assert seen[i] > 2 * max(seen[other], seen[2])
     report, file = api.evaluate([folder])
@@ -172,3 +175,16 @@ def test_every_particle_has_a_mesh_is_rendered_and_is_measured(tmp_path, capsys)
     assert report["prompts"]["a red ball"]["diversity"] > 0.01
     assert [row[1] for row in evaluate.table(report)[1]] == ["0 (0)", "0 (1)", ""]
     assert "a red ball, seed 0 (1)" in file.with_suffix(".html").read_text()
+
+
+def test_latents_of_particles_are_in_the_order_of_their_pictures():
+    spec = MeshSurface(cells=2, paint=LatentTexture(size=8))
+    many, streams, cameras = scenes(2, spec), Streams(0, 5), ring(4, size=16)
+    with torch.no_grad():
+        for number, scene in enumerate(many.scenes):
+            for group in scene.parameters():
+                if group["name"] != "offsets":
+                    group["params"][0].fill_(float(number))
+    images, order = many.render(cameras, streams), many.order(4, streams)
+    inside = [float(images.latent[i][:, images.alpha[i, 0] > 0.99].mean()) for i in range(4)]
+    assert inside == pytest.approx([float(order[i % 2]) for i in range(4)], abs=1e-4)

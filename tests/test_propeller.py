@@ -1,8 +1,10 @@
 """Several steps at once: where they are the serial ones bit for bit, and what is kept between rounds."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,9 @@ from tests.test_loop import CPU, TINY, final, stop_at
 from tests.test_particles import PRIOR, stage_of
 
 SERIAL = Propeller(window=3, threshold=-1.0, decay=1.0)
+
+
+SERIAL_OPEN = Propeller(window=3, threshold=1.0, decay=1.0)
 
 
 def tiny(steps: int = 12) -> Recipe:
@@ -180,3 +185,21 @@ def test_a_rule_that_trains_is_refused():
     with pytest.raises(InputError, match="cannot drive a rule that trains"):
         Recipe(stages=(replace(stage, guides=(Guide(VSD, PRIOR),)),), propeller=Propeller())
     assert compose(str(TINY), settings={"propeller": "Propeller(window=2)"}).propeller.window == 2
+
+
+def test_gaussians_that_go_by_their_own_renders_are_refused():
+    with pytest.raises(InputError, match="a propeller cannot drive Gaussians that split or move"):
+        compose("toybox", settings={"propeller": "Propeller(window=2)"})
+    stages = {f"stages.{i}.representation.strategy": "none" for i in (0,)}
+    assert compose("toybox", settings=stages | {"propeller": "Propeller(window=2)"}).propeller
+
+
+def test_seconds_are_of_a_step_also_where_a_round_takes_several(tmp_path, monkeypatch):
+    """Rounds of three steps, each as long as the clock says: three seconds."""
+    ticks = itertools.count(0.0, 3.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    stage = stage_of(particles=1, batch=2, steps=9)
+    still = replace(stage, guides=(replace(stage.guides[0], rule=SDS, weight=0.0),))
+    recipe = Recipe((still,), cadence=replace(load(TINY).cadence, log=3))
+    assert go(recipe, tmp_path / "run", SERIAL_OPEN) == [3, 3, 3]
+    assert [line["seconds"]["step"] for line in Run.open(tmp_path / "run").history()] == [1.0, 1.0, 1.0]

@@ -224,6 +224,15 @@ def test_a_misspelt_first_word_names_the_fields_of_both():
         override(RECIPE, {"stpes": "3"})
 
 
+def test_changes_that_fit_together_are_taken_in_any_order():
+    group, batch = {"cameras.group": "3"}, {"batch": "6"}
+    first, second = (override(RECIPE, changes) for changes in (group | batch, batch | group))
+    assert first == second
+    assert (first.stages[0].cameras.group, first.stages[0].batch) == (3, 6)
+    with pytest.raises(InputError, match="group"):
+        override(RECIPE, group | {"batch": "4"})
+
+
 def test_an_override_is_checked_as_the_recipe_is():
     with pytest.raises(InputError, match=r"stages.0.steps=0: Stage.steps is a whole number of at least 1; got 0"):
         override(RECIPE, {"steps": "0"})

@@ -22,7 +22,7 @@ from dreamkit.representations.dmtet import DMTet, Ellipsoid, Explicit, MeshFile,
 from dreamkit.representations.hashgrid import HashGrid
 from dreamkit.representations.mesh import MeshSurface
 from dreamkit.representations.network import Network
-from dreamkit.representations.representation import LearnedColour, PlainColour, Shading, Solid, Volume
+from dreamkit.representations.representation import LearnedColour, PlainColour, Shading, Solid, Volume, continued
 from dreamkit.schedule import Linear, Switch, resolve
 from dreamkit.streams import Streams
 from dreamkit.triangles import unique_edges
@@ -332,6 +332,9 @@ def test_states_of_other_specifications_are_refused(spec):
     for other in (replace(spec, resolution=7), replace(spec, colour=None), replace(spec, background=LearnedColour())):
         with pytest.raises(ValueError, match="not a state"):
             built.load(scene(other).state())
+    for other in (replace(spec, radius=0.9 * spec.radius), replace(spec, deformation=0.5 * spec.deformation)):
+        with pytest.raises(ValueError, match="its radius and deformation are"):
+            built.load(scene(other).state())
     wrong = built.state() | {"anchor": built.state()["anchor"][:-1]}
     with pytest.raises(ValueError, match="not a state"):
         built.load(wrong)
@@ -444,3 +447,11 @@ def test_bad_numbers_are_refused():
         Network(hidden=0)
     with pytest.raises(InputError, match=r"nothing\.obj"):
         DMTet(start=MeshFile("nothing.obj")).build("cpu", Streams(0, 0))
+
+
+def test_a_stage_of_another_radius_goes_on_with_the_same_surface(spec):
+    """What the old numbers mean hangs on the radius: the scene is made anew, and looks as before."""
+    first, wider = scene(spec, rough=0.02), replace(spec, radius=1.05 * spec.radius, resolution=2 * spec.resolution)
+    second = continued(wider, first, "cpu", Streams(1, -1))
+    alphas = [built.render(orbit([30.0, 200.0], 20.0, size=48)).alpha for built in (first, second)]
+    assert ((alphas[0] > 0.5) != (alphas[1] > 0.5)).float().mean() < 0.02

@@ -243,3 +243,19 @@ def test_learning_rates_follow_their_schedules():
     built = spec.build("cpu", Streams(0, 0))
     rates = {group["name"]: group["lr"] for group in built.parameters(resolve(spec, 0.5))}
     assert rates == {"offsets": 2.0, "texture/colour": 0.5, "texture/material": 0.01, "texture/bump": 0.25}
+
+
+def test_a_card_of_two_sides_is_lit_on_both(tmp_path):
+    """Faces of both windings share their corners, whose normals cancel: each is lit by the normal of its own."""
+    corners = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]], np.float32)
+    both = np.array([[0, 1, 2], [0, 2, 3], [0, 2, 1], [0, 3, 2]], np.int32)
+    uv = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    seen = []
+    for name, faces in (("one", both[:2]), ("two", both)):
+        mesh = Mesh(corners, faces, uv=uv)
+        write(mesh, tmp_path / f"{name}.glb")
+        built = replace(KINDS["lit"], source=str(tmp_path / f"{name}.glb")).build("cpu", Streams(0, 0))
+        seen.append(built.render(orbit([0.0, 180.0], 10.0, size=32)).rgb)
+    assert seen[1].isfinite().all()
+    # The front, as of a card of one side; but for antialiasing, which blends another face in at the rim.
+    assert ((seen[1][0] - seen[0][0]).abs() > 2e-3).float().mean() < 0.01

@@ -266,3 +266,23 @@ def test_what_cannot_be_kept_or_found_is_said(tmp_path):
         api.generate("a red ball", system=TINY, representation="mesh", keep="colour")
     with pytest.raises(InputError, match="there is no file"):
         api.generate("a red ball", system=TINY, start=tmp_path / "none.glb")
+
+
+def test_another_paint_keeps_the_place_of_the_source(tmp_path):
+    """A scene of a mesh in a file, far off and large, made into one of another paint: exported where it was."""
+    far = replace(cube_sphere(4, 0.5), vertices=(100 * cube_sphere(4, 0.5).vertices + 7).astype(np.float32))
+    write(far, tmp_path / "far.glb")
+    first = replace(SMALL, source=str(tmp_path / "far.glb"), paint=NET, texture_size=32).build("cpu", Streams(0, 0))
+    second = SMALL.from_scene(first, "cpu", Streams(0, 0))
+    assert second.placement == first.placement
+    mesh = second.to_source(second.mesh())
+    np.testing.assert_allclose(mesh.vertices.max(0), far.vertices.max(0), rtol=1e-5)
+
+
+def test_a_normal_map_is_left_behind_where_the_charts_are_made_anew():
+    mesh = cube_sphere(6, 0.5)
+    bumps = np.full((32, 32, 3), 128, np.uint8)
+    tiled = replace(mesh, uv=(3 * mesh.uv - 1).astype(np.float32), texture=bumps, normal_map=bumps)
+    new, _ = with_texture_coordinates(tiled, 64)
+    assert new.texture is not None
+    assert new.normal_map is None

@@ -75,7 +75,10 @@ def test_the_narrower_the_harder(device):
     thin = scene(replace(SMALL, width=0.02, least=0.02), device)
     with torch.no_grad():
         thin.log_width -= 3
+    thin.after_step(1, Streams(0, 1))
     assert thin.width.item() == pytest.approx(0.02)
+    (slope,) = torch.autograd.grad(thin.width, thin.log_width)
+    assert slope.item() == pytest.approx(0.02)  # it can still grow again
 
 
 @pytest.mark.parametrize("analytic", [True, False])

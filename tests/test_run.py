@@ -184,7 +184,7 @@ def test_the_status_is_one_of_four(run: Run):
     run.close()
     assert Run.open(run.path).status == "failed"
     with Run.resume(run.path) as again:
-        assert (again.status, again.facts["error"]) == ("running", None)
+        assert again.status == "failed"  # until whoever goes on with it says otherwise
         with pytest.raises(ValueError, match="Did you mean 'complete'"):
             again.update(status="completed")
 
@@ -478,3 +478,26 @@ def test_an_optimiser_that_was_saved_goes_on_to_the_bit(run: Run, kind):
     for number in range(3, 6):
         step(cut, optimiser, number)
     assert all(a.equal(b) for a, b in zip(whole, cut, strict=True))
+
+
+def test_a_start_that_was_cut_leaves_a_folder_that_can_be_started_in(tmp_path: Path):
+    """A process killed inside its very first write leaves a temporary file and no run.json."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".run.json.4711.tmp").write_bytes(b"{")
+    Run.check(folder, "a red mug", RECIPE)
+    with Run.create(folder, "a red mug", "toybox", 0, RECIPE, facts={"start": "/a/mug.glb"}) as run:
+        assert run.facts["start"] == "/a/mug.glb"
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
+
+
+def test_a_revision_may_change_where_the_weights_do_not(run: Run):
+    run.check_prior([{"name": "a/b", "revision": "1", "weights": "abc"}])
+    run.check_prior([{"name": "a/b", "revision": "2", "weights": "abc"}])
+
+
+def test_the_record_is_json_for_everyone(run: Run):
+    before = (run.path / "run.json").read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        run.update(psnr=math.inf)
+    assert (run.path / "run.json").read_bytes() == before

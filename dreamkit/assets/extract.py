@@ -131,7 +131,7 @@ def match_level(grid: Tensor, alpha: Tensor, cameras: Cameras, *, slack: float =
 def _best_cut(peak: Tensor, seen: Tensor, slack: float) -> Level:
     """The level at which {peak > level} and {seen} agree best. peak [N] log densities and seen [N], one a pixel."""
     peak, order = peak.double().sort(descending=True)
-    inside = seen[order].double().cumsum(0)  # pixels of the object among the n + 1 with the highest peaks
+    inside = seen[order].long().cumsum(0).double()  # pixels of the object among the n + 1 with the highest peaks
     taken = torch.arange(1, len(peak) + 1, device=peak.device, dtype=torch.float64)
     iou = inside / (taken + float(seen.sum()) - inside)
     # A level lies between two peaks: below peak[n], at or above peak[n + 1]. Equal peaks cannot be told apart.

@@ -25,6 +25,10 @@ class Placement:
         """[V, 3] positions in the scene, float32."""
         return ((vertices.astype(np.float64) - self.centre) / self.scale).astype(np.float32)
 
+    def to_source(self, vertices: np.ndarray) -> np.ndarray:
+        """[V, 3] positions in the source, float32: the way back, up to rounding."""
+        return (vertices.astype(np.float64) * self.scale + self.centre).astype(np.float32)
+
 
 def place(mesh: Mesh, radius: float, name: str = "the mesh") -> Placement:
     """Where a mesh stands so that the middle of its box is the origin and it just fits a ball of `radius`.
@@ -69,6 +73,8 @@ def with_texture_coordinates(mesh: Mesh, size: int, time_limit_s: float = 20.0) 
     uv = torch.from_numpy(painted(new, size, mesh.uv[origin]))
     maps = {}
     for name, pixels in mesh.maps.items():
+        if name == "normal_map":
+            continue  # its x and y are along the old coordinates, which lie otherwise in every new chart
         layers = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).float() / 255
         found = sample(layers, uv, border="wrap").numpy()
         maps[name] = to_bytes(found[..., 0] if pixels.ndim == 2 else found)

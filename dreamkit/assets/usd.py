@@ -30,6 +30,8 @@ from dreamkit.meshes import ROUGHNESS, Mesh
 
 SURFACE = "/dreamkit/surface"
 EXTRAS = "dreamkit-extras"
+FALLBACKS: dict[str, Any] = {"texture": (0.18, 0.18, 0.18), "roughness": 0.5, "metallic": 0.0}
+"""What UsdPreviewSurface means by an input that is not given."""
 INPUTS = {"texture": "diffuseColor", "roughness": "roughness", "metallic": "metallic", "normal_map": "normal"}
 
 
@@ -231,16 +233,23 @@ def _dressed(prim: Any, mesh: Mesh, path: Path) -> Mesh:
             channel = "rgb".find(str(source[0].sourceName))
             colour = kind in ("texture", "normal_map")
             maps[kind] = picture if colour else np.ascontiguousarray(picture[..., max(channel, 0)])
-        elif given and not source and given.Get() is not None and kind in ("roughness", "metallic"):
+        elif not source and kind in ("roughness", "metallic"):
             plain = ROUGHNESS if kind == "roughness" else 0.0
-            if abs(given.Get() - plain) > 1e-6:
-                maps[kind] = to_bytes(np.full((1, 1), given.Get()))
-        elif kind == "texture" and mesh.colours is None and given and not source and given.Get() is not None:
-            colour_ = to_display(np.array(given.Get(), np.float32).clip(0, 1)).astype(np.float32)
+            value = _said(given, FALLBACKS[kind])
+            if abs(value - plain) > 1e-6:
+                maps[kind] = to_bytes(np.full((1, 1), value))
+        elif kind == "texture" and mesh.colours is None and not source:
+            colour_ = to_display(np.array(_said(given, FALLBACKS[kind]), np.float32).clip(0, 1)).astype(np.float32)
             mesh = replace(mesh, colours=np.tile(colour_, (len(mesh.vertices), 1)))
     if maps and mesh.uv is None:
         mesh = replace(mesh, uv=np.full((len(mesh.vertices), 2), 0.5, np.float32))
     return replace(mesh, colours=None if "texture" in maps else mesh.colours, **maps)
+
+
+def _said(given: Any, fallback: Any) -> Any:
+    """The value of an input, or what the specification of UsdPreviewSurface says of one that is not there."""
+    value = given.Get() if given else None
+    return fallback if value is None else value
 
 
 def _packed_picture(path: Path, asset: Any) -> np.ndarray:

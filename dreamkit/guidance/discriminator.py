@@ -9,6 +9,7 @@ Kullback-Leibler divergence, h = 1. The ratio is exp(D(z)) of a discriminator th
 tell pictures drawn from the prior from the scene's.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -121,7 +122,9 @@ class DiscriminatorPart(Trained):
         if len(self.real) < self.spec.bank:
             told, untold = (probe.conditions[name] for name in ("prompt", "null"))
             drawn = sample(self.prior, told, untold, streams, steps=self.spec.steps, scale=self.spec.scale)
-            self.real = torch.cat([self.real, drawn.to(self.real)])
+            self.real = torch.cat([self.real, drawn[drawn.flatten(1).isfinite().all(1)].to(self.real)])
+        if not len(self.real):
+            return math.nan
         pick = (streams.uniform("pick", (len(fake),)) * len(self.real)).long().to(self.real.device)
         level, noise = anywhere(self.prior, fake, streams)
         other = streams.normal("noise/real", tuple(fake.shape), like=fake)

@@ -92,19 +92,23 @@ class Above(Double):
     """The main level of `base` and one above it, "upper", a gap away that grows with the main level.
 
     gap = floor(clamp(eta (t - T start), 0, T - 1 - t) r) indices, with r ~ U[0, 1) if `random`, else 1
-    (ScaleDreamer, arXiv:2407.02040; its code's `plus_ratio` and `plus_random`, with the base's lowest as `start`).
+    (ScaleDreamer, arXiv:2407.02040; its code's `plus_ratio` and `plus_random`). `start` is the lowest level of the base
+    unless it is given; a base that is no range needs it. Views that are seen together share a gap.
     """
 
-    start: Number = 0.02
+    start: Number | None = None
     eta: Number = 0.1
     random: bool = True
 
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
         main = self.base(prior, batch, streams)["main"]
         t, last = prior.schedule.index(main.k).round(), prior.schedule.steps - 1
-        gap = (fixed(self.eta) * (t - _index(fixed(self.start), last + 1))).clamp(min=0).minimum(last - t)
+        lowest = self.start if self.start is not None else self.base.low if isinstance(self.base, Uniform) else None
+        if lowest is None:
+            raise ValueError(f"{self}: say where the gap starts, as the base is no range of levels")
+        gap = (fixed(self.eta) * (t - _index(fixed(lowest), last + 1))).clamp(min=0).minimum(last - t)
         if self.random:
-            gap = gap * _draw(streams, "gap", batch)
+            gap = gap * _draw(streams, "gap", batch, prior.views)
         return {"main": main, "upper": prior.level_at((t + gap.floor()).long().clamp(1, last))}
 
 
@@ -140,13 +144,14 @@ class Stepped(Double):
 
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
         lower, steps = self.base(prior, batch, streams)["main"], prior.schedule.steps
-        gap = (self.least + (self.most - self.least) * _draw(streams, "gap", batch)) * steps
+        gap = (self.least + (self.most - self.least) * _draw(streams, "gap", batch, prior.views)) * steps
         main = (prior.schedule.index(lower.k).round() + gap.floor()).clamp(max=steps - 1)
         return {"main": prior.level_at(main.long()), "lower": lower}
 
 
-def _draw(streams: Streams, name: str, count: int) -> Tensor:
-    return streams.uniform(name, (count,), like=torch.zeros((), dtype=torch.float64))
+def _draw(streams: Streams, name: str, count: int, views: int = 1) -> Tensor:
+    """[count] uniform in [0, 1), one for every `views` in a row."""
+    return streams.uniform(name, (count // views,), like=torch.zeros((), dtype=torch.float64)).repeat_interleave(views)
 
 
 def _index(u: float, steps: int) -> int:

@@ -55,7 +55,8 @@ class Gated(Noise):
             prompt, source, where = probe.prior.attended(z, level[todo], told, was)
             for key, value in (("noise", fresh[here]), ("prompt", prompt), ("source", source)):
                 kept[key][here] = value
-            seen[here] = where.to(seen)
+            # What is broken must not be remembered; the sample itself is dropped where its gradient is looked at.
+            seen[here] = where.to(seen).nan_to_num(1.0, posinf=1.0, neginf=1.0)
             spread = (prompt - source).flatten(1).std(1).cpu()
             todo = todo[spread < part.least]
             if len(todo) == 0:

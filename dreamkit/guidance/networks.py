@@ -28,6 +28,11 @@ def told(level: Level, camera: Tensor | None, like: Tensor) -> Tensor:
     return torch.cat([angle.cos().to(like), where.to(like)], 1)
 
 
+SCALE = 2.0**10
+"""Of a loss on its way back. The mean over a picture's elements has a small slope in each of them, which a frozen
+network in half precision would lose. A power of two changes no digit of a float32."""
+
+
 class ConvNet:
     """Convolutions of 3 x 3 with SiLU between them; what it is told is added, by a linear map, before every SiLU.
 
@@ -75,10 +80,12 @@ class Trained(Part):
         self.optimiser = torch.optim.AdamW(weights.values(), lr=rate)
 
     def learn(self, loss: Tensor) -> float:
-        """One step down the loss, unless it is not finite; returns it."""
+        """One step down the loss, unless it or its gradient is not finite; returns it."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if loss.isfinite():
+        (SCALE * loss).backward()
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        torch._foreach_div_(gradients, SCALE)
+        if loss.isfinite() and all(bool(gradient.isfinite().all()) for gradient in gradients):
             self.optimiser.step()
         return loss.item()
 

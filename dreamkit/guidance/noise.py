@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion import Level, add_noise, cfg, ddim, over
+from dreamkit.diffusion import Level, add_noise, cfg, ddim, ddpm_deviation, over
 from dreamkit.guidance.rule import Ask, Noise, Noised, Probe
 from dreamkit.schedule import Number, fixed
 
@@ -91,7 +91,7 @@ class Inverted(Noise):
             z = ddim(z, eps, level, to)
             if fixed(self.eta) != 0:
                 fresh = probe.streams.normal(f"eta{number}", tuple(x.shape), like=x)
-                z = z + fixed(self.eta) * over(_ddpm_deviation(to.k, level.k) * to.alpha, z) * fresh
+                z = z + fixed(self.eta) * over(ddpm_deviation(to.k, level.k, to), z) * fresh
         if "lower" not in probe.levels:
             return Noised(_noise_in(z, x, last))
         return self._fork(probe, z)
@@ -111,7 +111,7 @@ class Inverted(Noise):
         if self.beyond == 0:
             return main
         prior = probe.prior
-        draw = probe.streams.uniform("beyond", (len(main),), like=main.t)
+        draw = probe.streams.uniform("beyond", (len(main) // prior.views,), like=main.t).repeat_interleave(prior.views)
         index = prior.schedule.index(main.k) + (draw * self.beyond * prior.schedule.steps).floor()
         return prior.level_at(index.round().clamp(max=prior.schedule.steps - 1))
 
@@ -144,7 +144,9 @@ class Simulated(Noise):
         prior, upper = probe.prior, probe.levels["upper"]
         nodes = torch.linspace(prior.schedule.steps - 1, 0, self.steps + 1, dtype=torch.float64).round()
         levels = [prior.level_at(node.expand(len(upper))) for node in nodes]
-        grid = [_where(level.k > upper.k, level, upper) for level in levels if bool((level.k > upper.k).any())]
+        # The first always: from it the noise comes, even where nothing is left to walk.
+        noisier = [levels[0], *(level for level in levels[1:] if bool((level.k > upper.k).any()))]
+        grid = [_where(level.k > upper.k, level, upper) for level in noisier]
         # Noise of one at the first level, in the units of a variance-preserving path.
         z = Kept()(probe).noise * over(grid[0].alpha * (1 + grid[0].k ** 2).sqrt(), probe.x)
         for level, to in zip(grid, [*grid[1:], upper], strict=True):
@@ -164,12 +166,6 @@ def _noise_in(z: Tensor, x: Tensor, level: Level) -> Tensor:
     """(z - alpha x) / sigma."""
     alpha, sigma = level.over(z)
     return (z - alpha * x) / sigma
-
-
-def _ddpm_deviation(high: Tensor, low: Tensor) -> Tensor:
-    """The standard deviation of a DDPM step (arXiv:2006.11239, eq. 7) between two k [B], over the alpha of `high`."""
-    share = (low / high) ** 2 * (1 + high**2) / (1 + low**2) * (1 - (1 + low**2) / (1 + high**2))
-    return (share.clamp(min=0) * (1 + high**2)).sqrt()
 
 
 def _where(mask: Tensor, first: Level, second: Level) -> Level:

@@ -90,7 +90,7 @@ STABLE_SD = replace(SDS, trust=Stable(), subtract=Nothing())
 """Stable Score Distillation (arXiv:2312.09305), from others' code: its threshold is not confirmed."""
 
 ASD = Rule(
-    Above(Uniform(Linear(0.5, 0.02), Linear(0.98, 0.5)), start=Linear(0.5, 0.02)),
+    Above(Uniform(Linear(0.5, 0.02), Linear(0.98, 0.5))),
     Fresh(),
     trust=Guided(7.5),
     subtract=Plain("prompt", level="upper"),
@@ -130,6 +130,7 @@ CDS = Rule(
     trust=Guided(Linear(101.0, 51.0)),
     subtract=Guided(Linear(101.0, 51.0), level="lower"),
     weight=One(),
+    post=(Clamp(Linear(2.0, 8.0)),),
 )
 """Consistency Distillation Sampling (Consistent3D, arXiv:2401.09050), with the sign of its code, which contracts."""
 
@@ -170,7 +171,7 @@ CATEGORY_SDS = replace(SDS, trust=LaidOut(7.5, against="null"), subtract=Categor
 The controller is the prior's (`Prior.control`); its guidance scale is not confirmed."""
 
 DIVERSE_SD = Rule(
-    Above(At(Sqrt(0.98, 0.32))),
+    Above(At(Sqrt(0.98, 0.32)), start=0.02),
     Simulated(7.5),
     trust=Guided(7.5),
     subtract=Plain("prompt", level="upper"),
@@ -184,7 +185,7 @@ VSD = Rule(Uniform(0.02, Switch(0.98, 0.5, 0.2)), Fresh(), trust=Guided(7.5), su
 ESD = replace(VSD, subtract=Student(scale=0.5))
 """Entropic Score Distillation (Taming Mode Collapse, arXiv:2401.00909): VSD whose student half forgets the camera."""
 
-LG_VSD = replace(VSD, trust=LaidOut(7.5), subtract=Student(rate=1e-3, condition="layout_bare"))
+LG_VSD = replace(VSD, levels=Uniform(), trust=LaidOut(7.5), subtract=Student(rate=1e-3, condition="layout_bare"))
 """Layout-Guided VSD (Urban Architect, arXiv:2404.06780): teacher and student both follow a layout.
 
 Its conditions are "layout", "layout_null" and "layout_bare", made by `Prior.control` from a render of the layout; no
@@ -204,7 +205,7 @@ BOOTSTRAPPED_SD = Rule(
 RSD = Rule(Uniform(), Fresh(), trust=Guided(7.5), subtract=Repelled(Drawn(), 40.0), weight=One())
 """Repulsive Score Distillation (arXiv:2406.16683): SDS for several particles, which are pushed apart."""
 
-BALANCED_SD = Rule(Uniform(per="batch"), Fresh(), trust=Balanced(15.0), subtract=Nothing(), weight=Alpha())
+BALANCED_SD = Rule(_INTERVAL.base, Fresh(), trust=Balanced(15.0), subtract=Nothing(), weight=Alpha())
 """Balanced Score Distillation (PlacidDreamer, arXiv:2407.13976): the shortest mix of guidance and denoising."""
 
 DDS = Rule(

@@ -95,6 +95,8 @@ class StudentPart(Trained):
 
 
 def anywhere(prior: Prior, x: Tensor, streams: Streams) -> tuple[Level, Tensor]:
-    """A level for each sample, uniform over the whole schedule, and noise: the streams "level" and "noise"."""
-    draw = streams.uniform("level", (len(x),), like=torch.zeros((), dtype=torch.float64))
-    return prior.level_at((draw * prior.schedule.steps).long()), streams.normal("noise", tuple(x.shape), like=x)
+    """A level for each sample, or for all views that are seen together, uniform over the whole schedule, and noise: the
+    streams "level" and "noise"."""
+    draw = streams.uniform("level", (len(x) // prior.views,), like=torch.zeros((), dtype=torch.float64))
+    index = (draw * prior.schedule.steps).long().repeat_interleave(prior.views)
+    return prior.level_at(index), streams.normal("noise", tuple(x.shape), like=x)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from dreamkit.disk import expanded
 from dreamkit.errors import InputError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -20,7 +21,7 @@ class Clip:
         """Read a folder that transformers can read a CLIPModel and its tokenizer from. Raises InputError if not."""
         from transformers import AutoTokenizer, CLIPModel
 
-        self.folder, self.device = Path(folder).expanduser(), torch.device(device)
+        self.folder, self.device = expanded(folder), torch.device(device)
         if not (self.folder / "config.json").is_file():
             raise InputError(
                 f"{folder} is not the folder of a CLIP model: there is no config.json in it. Give the folder of one "

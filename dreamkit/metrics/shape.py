@@ -9,7 +9,7 @@ from torch import Tensor
 from dreamkit.kernels.query import surface
 from dreamkit.meshes import Mesh
 from dreamkit.streams import Streams
-from dreamkit.triangles import on_surface
+from dreamkit.triangles import cross_products, on_surface
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,25 @@ def likeness(mesh: Mesh, truth: Mesh, share: float = 0.05, points: int = 20_000,
         share: the tolerance, in diagonals of the true mesh's bounding box.
         points: drawn on each surface; an F-score of p has a standard error of about sqrt(p (1 - p) / points).
 
-    Raises ValueError for a truth without area. A mesh without faces has F-score 0 and infinite distance.
+    Raises ValueError for a truth without area. A mesh without any has F-score 0 and infinite distance.
     """
     extent = truth.vertices.max(0) - truth.vertices.min(0) if len(truth.vertices) else np.zeros(3)
     tolerance = share * float(np.linalg.norm(extent))
-    if tolerance <= 0:
+    if tolerance <= 0 or not surface_area(truth) > 0:
         raise ValueError("the true mesh has no extent to measure by")
-    if not len(mesh.faces):
+    if not surface_area(mesh) > 0:
         return Likeness(0.0, 0.0, 0.0, float("inf"), tolerance)
     there = _distances(mesh, truth, points, Streams(seed, 0))
     back = _distances(truth, mesh, points, Streams(seed, 1))
     precision, recall = (float((d <= tolerance).double().mean()) for d in (there, back))
     f_score = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return Likeness(f_score, precision, recall, float((there.mean() + back.mean()) / 2), tolerance)
+
+
+def surface_area(mesh: Mesh) -> float:
+    """In square world units; 0 without faces."""
+    each = cross_products(torch.as_tensor(mesh.vertices).double(), torch.as_tensor(mesh.faces))
+    return float(each.norm(dim=-1).sum()) / 2
 
 
 def _distances(mesh: Mesh, other: Mesh, count: int, streams: Streams) -> Tensor:

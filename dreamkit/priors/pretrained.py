@@ -28,6 +28,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from dreamkit.device import installed
 from dreamkit.diffusion import Level, NoiseSchedule, Parameterization, scaled_linear
+from dreamkit.disk import expanded
 from dreamkit.errors import InputError
 from dreamkit.priors.analytic import resized
 from dreamkit.priors.attention import Watched
@@ -98,7 +99,8 @@ class DiffusersPrior(Prior):
         self.unet = _frozen(_load("unet", parts, folder, self.dtype), device)
         self.views = _choose_views(spec.views, folder)
         if self.views > 1:
-            self.capabilities = self.capabilities | {"joint_views"}
+            # Where it looks for a word is not known by view when it sees several at once.
+            self.capabilities = self.capabilities - {"attention_maps"} | {"joint_views"}
             see_together(self.unet, self.views)
         self.vae = _frozen(_load("vae", parts, folder, self.dtype), device) if "vae" in parts else None
         side, channels = int(self.unet.config.sample_size), int(self.unet.config.in_channels)
@@ -234,8 +236,8 @@ def find(source: str, revision: str | None = None) -> Path:
     """The folder of a model: the toybox's own, one on disk, or the hub's, downloaded once. Raises InputError."""
     if source == "toybox":
         return _folder(TOYBOX, "the toybox's weights are not in this installation. Reinstall dreamkit")
-    if Path(source).expanduser().is_dir():
-        return _folder(Path(source).expanduser(), f"{source} is not a diffusers pipeline folder")
+    if expanded(source).is_dir():
+        return _folder(expanded(source), f"{source} is not a diffusers pipeline folder")
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
         raise InputError(
             f"the prior {source!r} is neither a folder here nor a name on the Hugging Face hub (owner/name). "

@@ -17,12 +17,12 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dreamkit.disk import expanded
 from dreamkit.errors import InputError
 from dreamkit.kernels.texture import cube_directions, mipmap, sample, sample_cube
 from dreamkit.render.hdr import read_hdr
@@ -126,7 +126,7 @@ Environment = Studio | Panorama
 @functools.lru_cache(maxsize=4)
 def _panorama(path: str) -> np.ndarray:
     """The picture in a file, [H, W, 3] float32."""
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise InputError(f"there is no environment file {file}")
     try:

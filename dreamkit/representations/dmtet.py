@@ -167,6 +167,8 @@ class DMTetScene:
         with."""
         device, count = sdf.device, len(sdf)
         self.spec, self.grid = spec, grid
+        # What the numbers of a state mean hangs on these two.
+        self.frame = torch.tensor([spec.radius, spec.deformation], device=device)
         self.network: HashNetwork | None = None
         if isinstance(spec.geometry, Network):
             self.network = spec.geometry.build(4, device, streams.within("geometry"))
@@ -327,6 +329,11 @@ class DMTetScene:
         known = {_vertices(self.spec.resolution << n) for n in range(FINEST)}
         if same != also or len(sizes) != 1 or not sizes <= known:
             raise ValueError(f"not a state of this DMTet: it has {mine}; given {given}")
+        if not torch.equal(state["frame"].to(self.frame), self.frame):
+            raise ValueError(
+                f"not a state of this DMTet: its radius and deformation are {self.frame.tolist()}; given "
+                f"{state['frame'].tolist()}"
+            )
         self._regrid(sizes.pop())
         for name, tensor in self._tensors().items():
             tensor.data = state[name].to(tensor).clone()
@@ -362,7 +369,8 @@ class DMTetScene:
     def _tensors(self) -> dict[str, Tensor]:
         networks = {} if self.network is None else self.network.tensors("geometry")
         networks |= {} if self.albedo is None else self.albedo.tensors("colour")
-        return {"start": self.start, "anchor": self.anchor} | self._parts() | networks | self.backdrop.tensors()
+        begun = {"start": self.start, "anchor": self.anchor, "frame": self.frame}
+        return begun | self._parts() | networks | self.backdrop.tensors()
 
     def _offsets(self) -> tuple[Tensor, Tensor]:
         """What the parameters add to the signed distance [V] and to the position [V, 3] of each vertex."""

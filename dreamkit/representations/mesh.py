@@ -22,6 +22,7 @@ from dreamkit.assets.bake import weld
 from dreamkit.assets.files import read
 from dreamkit.assets.prepare import Placement, cube_sphere, place, with_texture_coordinates
 from dreamkit.cameras import Cameras
+from dreamkit.disk import expanded
 from dreamkit.errors import InputError
 from dreamkit.images import Images
 from dreamkit.kernels.query import surface as mesh_queries
@@ -130,7 +131,9 @@ class MeshSurface:
             size = self.texture_size if isinstance(self.paint, Network) else self.paint.size
             mapped, _ = with_texture_coordinates(mesh, size)
             mesh = baked(scene, mapped, size, device)
-        new = MeshScene(self, torch.device(device), streams, lambda: (mesh, Placement()))
+        placement = scene.placement if isinstance(scene, MeshScene) else Placement()
+        begun = replace(mesh, vertices=placement.to_source(mesh.vertices))
+        new = MeshScene(self, torch.device(device), streams, lambda: (begun, placement))
         new.learn_paint(scene, streams)
         return new
 
@@ -144,7 +147,7 @@ class MeshSurface:
 
 def from_file(path: str | Path) -> MeshSurface:
     """The specification of the mesh in a file. Raises InputError if there is no usable one in it."""
-    spec = MeshSurface(source=str(Path(path).expanduser().resolve()))
+    spec = MeshSurface(source=str(expanded(path).resolve()))
     spec._begin()
     return spec
 
@@ -409,6 +412,9 @@ class MeshScene:
         if maps is None:
             return colour
         found = paint.material(seen)
+        # Where faces of both sides meet, as on a card, their normals cancel: there it is the face's own.
+        lies = (seen.normal * seen.normal).sum(-1, keepdim=True) > 0
+        seen = replace(seen, normal=torch.where(lies, seen.normal, seen.face_normal))
         normal = self._bumped(seen, found)
         # Both sides are seen: a normal that looks away belongs to the other one.
         facing = torch.where((seen.face_normal * seen.view).sum(-1, keepdim=True) < 0, -normal, normal)

@@ -4,7 +4,7 @@ Variational Score Distillation (ProlificDreamer, arXiv:2305.16213) is made for a
 the prior has in mind, and repulsion needs company. At every step some of them are rendered and changed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -115,7 +115,9 @@ def _merged(images: list[Images], rows: Tensor) -> Images:
 
     rgb, alpha, depth = (joined([getattr(image, name) for image in images]) for name in ("rgb", "alpha", "depth"))
     normals = [image.normal for image in images if image.normal is not None]
-    return Images(rgb, alpha, depth, joined(normals) if normals else None, _samples(images))
+    latents = [image.latent for image in images if image.latent is not None]
+    found = Images(rgb, alpha, depth, joined(normals) if normals else None, _samples(images))
+    return replace(found, latent=joined(latents) if latents else None)
 
 
 def _samples(images: list[Images]) -> RaySamples | None:

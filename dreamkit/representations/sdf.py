@@ -14,6 +14,7 @@ Exported is, as of every volume, the level whose silhouettes the pictures show. 
 is a level set of s: the pictures' outlines lie about 2 beta outside of s = 0, and go to it with beta.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +88,13 @@ class SignedDistanceScene(HashGridScene):
     @property
     def width(self) -> Tensor:
         """beta, differentiable."""
-        return self.log_width.exp().clamp(min=self.whole.least)
+        return self.log_width.exp()
+
+    @torch.no_grad()
+    def after_step(self, step: int, streams: Streams) -> None:
+        """Upkeep of the grid, and of beta's limit: outside of the graph, so that its gradient lives on there."""
+        self.log_width.clamp_(min=math.log(self.whole.least))
+        super().after_step(step, streams)
 
     def distance(self, points: Tensor) -> Tensor:
         """[N, 3] world points -> [N] signed distances, negative inside; differentiable in the parameters."""

@@ -175,6 +175,11 @@ class _Rasterise(torch.autograd.Function):
         lists = _Lists(*saved)
         views, count, width = ctx.shape
         absolute = ctx.needs_input_grad[1]
+        if len(lists.pairs) * slot_length(width, absolute) >= 2**31:
+            raise ValueError(
+                f"splat: the Gaussians meet {len(lists.pairs):,} tiles, whose gradients are more than 2^31 numbers: "
+                f"draw fewer views at a time, or smaller pictures"
+            )
         slots = large_pages(through.new_empty(len(lists.pairs), slot_length(width, absolute)))
         if _per_pixel(through.device):
             slots.zero_()

@@ -221,7 +221,7 @@ class Watch:
     """What the training renders of one step showed, kept until their gradients are there."""
 
     def __init__(self, strategy: Strategy | None, rate: float, streams: Streams) -> None:
-        self.strategy, self.rate, self.step = strategy, rate, (streams.seed, streams.step)
+        self.strategy, self.rate, self.streams = strategy, rate, replace(streams, scope="")
         self.renders: list[tuple[Splats, Cameras]] = []
 
     def add(self, passes: list[Splats], cameras: Cameras) -> None:
@@ -297,9 +297,9 @@ def _gathered(cloud: Cloud, sources: Tensor, guests: Tensor) -> Cloud:
 
 def _draw(weight: Tensor, draw: Tensor) -> Tensor:
     """Row numbers in proportion to `weight` [N], one for each uniform number in `draw`."""
-    total = weight.double().cumsum(0)
-    found = torch.searchsorted(total, draw.double().to(total.device) * total[-1], right=True)
-    return found.clamp(max=len(weight) - 1)
+    total = weight.double().cpu().cumsum(0)  # on a CPU its order is always the same
+    found = torch.searchsorted(total, draw.double().cpu() * total[-1], right=True)
+    return found.clamp(max=len(weight) - 1).to(weight.device)
 
 
 def _join(clouds: list[Cloud]) -> Cloud:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.cameras import Cameras
+from dreamkit.disk import expanded
 from dreamkit.errors import InputError, RunError
 from dreamkit.images import Images
 from dreamkit.render.splats import render_splats
@@ -111,7 +112,7 @@ class Gaussians:
         if isinstance(self.start, Points):
             cloud = origin.points(self.start, self.opacity)
         elif isinstance(self.start, File):
-            cloud = origin.file(Path(self.start.path).expanduser(), self.count, self.opacity, streams)
+            cloud = origin.file(expanded(self.start.path), self.count, self.opacity, streams)
         else:
             cloud = origin.ball(self.count, self.ball, self.opacity, streams)
         return GaussiansScene(self, cloud, torch.device(device))
@@ -133,14 +134,14 @@ def in_file(path: str | Path) -> Gaussians:
     """
     from dreamkit.assets.splats import read_splats
 
-    held = read_splats(Path(path).expanduser())
+    held = read_splats(expanded(path))
     reach = float(abs(held.means).max())
     if reach > 1:
         raise InputError(
             f"the Gaussians in {path} reach to {reach:.3g}, but scenes lie in the cube [-1, 1]^3: move the object to "
             "the origin and scale it down first, in the program that it came from."
         )
-    return replace(FREE, start=File(str(Path(path).expanduser().resolve())), sh_degree=held.degree)
+    return replace(FREE, start=File(str(expanded(path).resolve())), sh_degree=held.degree)
 
 
 def as_they_are(held: "SplatFile", device: torch.device | str, antialiased: bool = False) -> "GaussiansScene":
@@ -297,7 +298,7 @@ class GaussiansScene:
 
     def _watch_of(self, streams: Streams, now: Gaussians) -> Watch:
         """This step's watch; that of a step that was given up is dropped."""
-        if self._watch is None or self._watch.step != (streams.seed, streams.step):
+        if self._watch is None or self._watch.streams != replace(streams, scope=""):
             self._watch = Watch(now.strategy, fixed(now.means_rate), streams)
         return self._watch
 
@@ -321,8 +322,9 @@ class GaussiansScene:
         cloud.log_scales.clamp_(math.log(spec.smallest), math.log(spec.largest))
         longest = cloud.log_scales.amin(1, keepdim=True) + math.log(spec.anisotropy)
         cloud.log_scales.copy_(torch.minimum(cloud.log_scales, longest))
-        ends = dc_of(torch.tensor([DARKEST, 1.0]))
-        cloud.dc.clamp_(float(ends[0]), float(ends[1]))
+        if spec.sh_degree == 0:  # what higher degrees add may bring any base colour back into range
+            ends = dc_of(torch.tensor([DARKEST, 1.0]))
+            cloud.dc.clamp_(float(ends[0]), float(ends[1]))
 
     def _volume(self) -> volume.Field:
         """The cloud made ready for queries; kept while its tensors are the same."""
