@@ -265,14 +265,6 @@ def test_perp_neg_of_a_batch_is_that_of_its_samples():
 
 
 @every_rule
-def test_the_surrogate_loss_has_the_rules_gradient(rule):
-    x = PICTURES.clone().requires_grad_()
-    g = look(rule, x, colours())
-    ((g * x).sum() / 4).backward()
-    assert torch.equal(x.grad, g / 4)
-
-
-@every_rule
 def test_the_gradient_has_the_shape_of_x_no_graph_and_something_to_say(rule):
     x = (PICTURES.clone().requires_grad_() * 1.0).float()
     g = look(rule, x, colours())

@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 
 from dreamkit import loop
 from dreamkit.errors import InputError, RunError
+from dreamkit.guidance import gradient
 from dreamkit.guidance.levels import At
 from dreamkit.guidance.rules import CSD, VSD
 from dreamkit.images import Images
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.priors.analytic import AnalyticPrior
+from dreamkit.priors.prior import view_conditions
 from dreamkit.recipe import Guide, Recipe, load
 from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.representations import Scene
@@ -25,7 +27,8 @@ from dreamkit.representations.canvas import Canvas
 from dreamkit.representations.hashgrid import HashGridScene
 from dreamkit.run import Run
 from dreamkit.state import carried, fresh
-from dreamkit.step import clipped, take_step
+from dreamkit.step import clipped, differentiate, take_step
+from dreamkit.streams import Streams
 
 TINY = Path(__file__).parent / "data" / "tiny_system.py"
 CPU = torch.device("cpu")
@@ -115,6 +118,23 @@ def test_a_prior_is_asked_in_its_own_words_for_the_directions(recipe, monkeypatc
         take_step(stage, state, 0, priors, "a red ball", 0)
     assert {f"a red ball, {word} view" for word in ("left", "right")} <= asked
     assert "a red ball, side view" not in asked
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_scene_gets_the_mean_over_the_views_of_the_rule_s_gradient(recipe, batch):
+    """CSD between Gaussians of one width is the same for every noise: so it is for any number of views, too."""
+    bells = (Bell("", 0.0, 0.5), Bell("a red ball", (0.8, -0.8, -0.8), 0.5))
+    spec, rule = Gaussian(bells, size=8), replace(CSD, levels=At(0.5))
+    stage = replace(recipe.stages[0], representation=Canvas(size=8), guides=(Guide(rule, spec, weight=0.7),))
+    stage = replace(stage, losses=(), batch=batch, cameras=replace(stage.cameras, size=8))
+    prior = spec.load(CPU)
+    state = fresh(stage, 0, CPU, {spec: prior})
+    differentiate(stage, state, 0, {spec: prior}, "a red ball", 0)
+    colour = torch.sigmoid(state.scene.logits.detach())
+    asked = view_conditions(prior, "a red ball", [None])
+    said = gradient(rule, prior, 2 * colour[None] - 1, asked, Streams(0, 0)).gradient[0]
+    # x = 2 sigmoid(logits) - 1, and float32.
+    torch.testing.assert_close(state.scene.logits.grad, 0.7 * said * 2 * colour * (1 - colour), rtol=1e-4, atol=1e-7)
 
 
 def test_a_guides_clip_bounds_the_gradient_of_its_picture(recipe):
