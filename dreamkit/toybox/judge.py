@@ -9,6 +9,7 @@ rightly be said of a picture is defined in `answers.py`; how pictures are spoilt
 """
 
 import argparse
+import itertools
 import math
 import random
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, interpolate
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, interpolate, pad
 
 from dreamkit import device as devices
 from dreamkit.disk import write_whole
@@ -34,6 +35,8 @@ SIZE, WIDTH, PLACES, WHOLE = 64, 128, 8 * 8, 176
 """Picture size, channels and places of the map, and numbers that stand for the whole picture."""
 LOOKS = ("colour", "second", "material", "view")
 """What is asked of the place where a thing is; its view is asked of the whole too."""
+SHIFTS = (-2, 0, 2)
+"""Pixels by which a picture is moved, down and to the right, for every look at it."""
 WEIGHTS = Path(__file__).parent / "judge" / "network.safetensors"
 SAVE_EVERY = 200
 SHARES = {"pair": 0.4, "second": 0.4, "material": 0.4}
@@ -147,12 +150,22 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Verdict:
-        """The verdict on pictures [N, 3, H, W] in [0, 1], resized to 64 x 64 if they are of another size."""
+        """The verdict on pictures [N, 3, H, W] in [0, 1], resized to 64 x 64 if they are of another size.
+
+        The mean of nine looks, at the picture moved by `SHIFTS`: whether a look sees a small part hangs on where it
+        falls between the places of the map.
+        """
         small = pictures.to(next(self.network.parameters()))
         if small.shape[-2:] != (SIZE, SIZE):
             small = interpolate(small, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
-        kinds, about = self.network(small)
-        return Verdict(kinds.sigmoid(), {name: logits.softmax(-1) for name, logits in about.items()})
+        wide, edge = pad(small, (max(SHIFTS),) * 4, mode="replicate"), max(SHIFTS)
+        looks = [
+            self.network(wide[..., edge + down : edge + down + SIZE, edge + right : edge + right + SIZE])
+            for down, right in itertools.product(SHIFTS, SHIFTS)
+        ]
+        kinds = torch.stack([kinds.sigmoid() for kinds, _ in looks]).mean(0)
+        about = {name: torch.stack([found[name].softmax(-1) for _, found in looks]).mean(0) for name in LOOKS}
+        return Verdict(kinds, about)
 
 
 def things_of(asked: Asked) -> tuple[Thing, ...]:
