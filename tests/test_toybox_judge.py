@@ -224,17 +224,17 @@ def test_it_keeps_its_accuracy_on_views_it_has_never_seen(shipped):
     """The report measures 6000 pictures; here 480 of 8 cameras a kind, about 300 of them of single things, so that a
     share of 0.95 has a standard error of 0.013. Pairs are only eight, so theirs says less.
 
-    Bounds three of those under what the judge that ships reaches there. Of what is asked of it, 0.97 of kinds and
-    colours and 0.95 of second colours and views, single things have all but the views, by a hair; pairs do not.
+    Bounds three of those or less under what the judge that ships reaches there. What is asked of it, 0.97 of kinds and
+    colours and 0.95 of second colours and views, it has on single things, by the report of 6000; on pairs it has not.
     """
     lines = judge.report(shipped, 480, 8, lambda text: None).splitlines()
     found = {line[:10].strip(): (float(line[10:18]), float(line[34:42])) for line in lines[2:8]}
     alone, pairs = ({name: values[i] for name, values in found.items()} for i in (0, 1))
-    assert alone["kinds"] > 0.94
-    assert alone["colour"] > 0.95
-    assert alone["second"] > 0.93
-    assert alone["view"] > 0.90
-    assert pairs["kinds"] > 0.5
+    assert alone["kinds"] > 0.96
+    assert alone["colour"] > 0.96
+    assert alone["second"] > 0.94
+    assert alone["view"] > 0.925
+    assert pairs["kinds"] > 0.6
     assert pairs["colour"] > 0.88
 
 
