@@ -91,9 +91,9 @@ class Stage:
         if not self.guides:
             raise InputError("Stage.guides holds no guide: nobody would say how the pictures should change.")
         _check_tuple("Stage.losses", self.losses, Weighted)
-        _check_at_least("Stage.steps", self.steps, 1)
-        _check_at_least("Stage.batch", self.batch, 1)
-        _check_at_least("Stage.particles", self.particles, 1)
+        _check_whole("Stage.steps", self.steps, 1)
+        _check_whole("Stage.batch", self.batch, 1)
+        _check_whole("Stage.particles", self.particles, 1)
         if self.batch % self.cameras.group:
             raise InputError(
                 f"Stage.batch is a multiple of its cameras' group; got {self.batch} in groups of {self.cameras.group}."
@@ -142,10 +142,10 @@ class Export:
             raise InputError(f"Export.formats names a format twice: {', '.join(self.formats)}.")
         if "usdz" in self.formats:
             need_usd()
-        _check_at_least("Export.grid_resolution", self.grid_resolution, 8, 1024)
-        _check_at_least("Export.face_budget", self.face_budget, 4)
-        _check_at_least("Export.texture_size", self.texture_size, 8, 16384)
-        _check_at_least("Export.splats", self.splats, 1)
+        _check_whole("Export.grid_resolution", self.grid_resolution, 8, 1024)
+        _check_whole("Export.face_budget", self.face_budget, 4)
+        _check_whole("Export.texture_size", self.texture_size, 8, 16384)
+        _check_whole("Export.splats", self.splats, 1)
         for name in ("unwrap_seconds", "turntable_seconds"):
             if getattr(self, name) < 0:
                 raise InputError(f"Export.{name} is a time of at least 0 seconds; got {getattr(self, name):g}.")
@@ -161,7 +161,7 @@ class Cadence:
 
     def __post_init__(self) -> None:
         for name in ("log", "checkpoint", "preview"):
-            _check_at_least(f"Cadence.{name}", getattr(self, name), 1)
+            _check_whole(f"Cadence.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Propeller:
     error: Literal["middle", "mean"] = "middle"
 
     def __post_init__(self) -> None:
-        _check_at_least("Propeller.window", self.window, 1)
+        _check_whole("Propeller.window", self.window, 1)
         if not 0 <= self.decay <= 1:
             raise InputError(f"Propeller.decay is a share in [0, 1]; got {self.decay}.")
 
@@ -229,7 +229,7 @@ def _check_tuple(name: str, value: Any, of: type = object) -> None:
             raise InputError(f"{name} holds {of.__name__}s; got {type(item).__name__}.")
 
 
-def _check_at_least(name: str, value: int, least: int, most: int | None = None) -> None:
+def _check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         limit = "" if most is None else f" and at most {most}"
         raise InputError(f"{name} is a whole number of at least {least}{limit}; got {value!r}.")

@@ -90,3 +90,22 @@ def test_codes_make_different_scenes_and_a_resumed_trainer_goes_on_bit_for_bit()
     with torch.no_grad():
         one, other = (whole.generator.render(torch.full((3,), value), still(1), None) for value in (-2.0, 2.0))
     assert (one - other).abs().max() > 1e-4
+
+
+def test_what_is_empty_is_asked_of_the_code_that_is_shown(monkeypatch):
+    """A scene that is solid on the left for code 0 and on the right for every other: the right counts as occupied, and
+    nothing as hidden behind what the next code may leave empty."""
+    generator = CodedScenes(SMALL, PRIOR.load("cpu"), Streams(0, -1))
+    scene = generator.scene
+
+    def density(points: Tensor) -> Tensor:
+        plain = torch.equal(scene.hidden, generator.weights["hidden"])
+        return 100.0 * ((points[:, 1] < 0) if plain else (points[:, 1] > 0)).float()
+
+    monkeypatch.setattr(scene, "density", density)
+    generator.after_step(0, Streams(0, 0))
+    middle = scene.spec.cells // 2
+    assert scene.occupied[:, middle + 1 :].all()
+    assert not scene.occupied[:, : middle - 2].any()
+    assert scene.thinnest.abs().max() == 0
+    assert scene.hidden is generator.weights["hidden"]

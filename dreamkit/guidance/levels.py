@@ -63,9 +63,8 @@ class Uniform(Single):
         if last < first:
             raise ValueError(f"{self}: the range of levels is empty")
         together = {"sample": 1, "batch": batch, "object": prior.views}[self.per]
-        draw = _draw(streams, "level", batch // together)
-        index = first + (draw * (last - first + 1)).long().clamp(max=last - first)
-        return {"main": prior.level_at(index.repeat_interleave(together))}
+        draw = drawn(streams, "level", batch, together)
+        return {"main": prior.level_at(first + (draw * (last - first + 1)).long().clamp(max=last - first))}
 
     def within(self, base: Levels) -> Levels:
         """Levels of another; views that are seen together still share one, whatever a system of single views has."""
@@ -108,7 +107,7 @@ class Above(Double):
             raise ValueError(f"{self}: say where the gap starts, as the base is no range of levels")
         gap = (fixed(self.eta) * (t - _index(fixed(lowest), last + 1))).clamp(min=0).minimum(last - t)
         if self.random:
-            gap = gap * _draw(streams, "gap", batch, prior.views)
+            gap = gap * drawn(streams, "gap", batch, prior.views)
         return {"main": main, "upper": prior.level_at((t + gap.floor()).long().clamp(1, last))}
 
 
@@ -144,12 +143,12 @@ class Stepped(Double):
 
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
         lower, steps = self.base(prior, batch, streams)["main"], prior.schedule.steps
-        gap = (self.least + (self.most - self.least) * _draw(streams, "gap", batch, prior.views)) * steps
+        gap = (self.least + (self.most - self.least) * drawn(streams, "gap", batch, prior.views)) * steps
         main = (prior.schedule.index(lower.k).round() + gap.floor()).clamp(max=steps - 1)
         return {"main": prior.level_at(main.long()), "lower": lower}
 
 
-def _draw(streams: Streams, name: str, count: int, views: int = 1) -> Tensor:
+def drawn(streams: Streams, name: str, count: int, views: int = 1) -> Tensor:
     """[count] uniform in [0, 1), one for every `views` in a row."""
     return streams.uniform(name, (count // views,), like=torch.zeros((), dtype=torch.float64)).repeat_interleave(views)
 

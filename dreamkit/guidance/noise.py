@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import Level, add_noise, cfg, ddim, ddpm_deviation, over
+from dreamkit.guidance.levels import drawn
 from dreamkit.guidance.rule import Ask, Noise, Noised, Probe
 from dreamkit.schedule import Number, fixed
 
@@ -111,7 +112,7 @@ class Inverted(Noise):
         if self.beyond == 0:
             return main
         prior = probe.prior
-        draw = probe.streams.uniform("beyond", (len(main) // prior.views,), like=main.t).repeat_interleave(prior.views)
+        draw = drawn(probe.streams, "beyond", len(main), prior.views)
         index = prior.schedule.index(main.k) + (draw * self.beyond * prior.schedule.steps).floor()
         return prior.level_at(index.round().clamp(max=prior.schedule.steps - 1))
 

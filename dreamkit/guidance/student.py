@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import Level, add_noise, cfg, output_of, to_eps
+from dreamkit.guidance.levels import drawn
 from dreamkit.guidance.networks import Trained
 from dreamkit.guidance.rule import Ask, Estimate, Probe
 from dreamkit.priors.prior import Condition, Prior
@@ -97,6 +98,5 @@ class StudentPart(Trained):
 def anywhere(prior: Prior, x: Tensor, streams: Streams) -> tuple[Level, Tensor]:
     """A level for each sample, or for all views that are seen together, uniform over the whole schedule, and noise: the
     streams "level" and "noise"."""
-    draw = streams.uniform("level", (len(x) // prior.views,), like=torch.zeros((), dtype=torch.float64))
-    index = (draw * prior.schedule.steps).long().repeat_interleave(prior.views)
+    index = (drawn(streams, "level", len(x), prior.views) * prior.schedule.steps).long()
     return prior.level_at(index), streams.normal("noise", tuple(x.shape), like=x)
