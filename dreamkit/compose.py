@@ -10,7 +10,7 @@ import torch
 from dreamkit.disk import expanded
 from dreamkit.errors import InputError, nearest
 from dreamkit.guidance import rules
-from dreamkit.guidance.estimate import Guided
+from dreamkit.guidance.estimate import Denoised, Guided
 from dreamkit.guidance.levels import Uniform
 from dreamkit.guidance.rule import Rule
 from dreamkit.losses import Weighted
@@ -147,7 +147,7 @@ def _in_system(rule: Rule, system: Rule) -> Rule:
     """A rule with a system's range of levels, and with its guidance scale wherever it mixes predictions by one."""
     if not _is_its_levels(rule):
         rule = replace(rule, levels=rule.levels.within(system.levels))
-    if not isinstance(system.trust, Guided):
+    if not isinstance(system.trust, Guided | Denoised):
         return rule
     scale = system.trust.scale
     found = {name: getattr(rule, name) for name in ("trust", "subtract", "noise")}

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from dreamkit.errors import InputError
 from dreamkit.guidance import CSD, SDS, SDS_ANNEALED, Rule
-from dreamkit.guidance.estimate import Guided, rescaled
+from dreamkit.guidance.estimate import Denoised, Guided, rescaled
 from dreamkit.guidance.levels import At, Uniform
 from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch, clip_pixels
 from dreamkit.guidance.rule import Weight
 from dreamkit.guidance.weight import Alpha, AlphaSigmaSquared, One, SigmaOverAlpha, SigmaSquared
 from dreamkit.schedule import Linear, resolve
 from dreamkit.streams import Streams
-from tests.looking import PICTURES, G, at, colours, conditions_of, look, same
+from tests.looking import PICTURES, G, S, at, batch, colours, conditions_of, look, prior_of, same
 
 
 def levels_drawn(rule: Rule, progress: float, count: int = 4000) -> list[float]:
@@ -115,6 +116,68 @@ def test_a_spread_of_the_scale_is_drawn_for_every_sample():
     same(wide - middle, direction * off[:, None, None, None])
     assert off.abs().max() <= 2
     assert len(set(off.tolist())) == 3
+
+
+def to_pictures(scale: float, stride: float, eta: float = 0.0) -> Rule:
+    """G is then x less the picture that the sampler comes to."""
+    return replace(SDS, trust=Denoised(scale, stride=stride, eta=eta), weight=SigmaOverAlpha())
+
+
+def test_denoised_in_one_step_is_guided():
+    noise = PICTURES.flip(1)
+    guided = look(at(replace(SDS, trust=Guided(G), weight=SigmaOverAlpha()), 1.0, noise), PICTURES, colours())
+    same(look(at(to_pictures(G, 1.0), 1.0, noise), PICTURES, colours()), guided)
+
+
+def test_denoised_in_many_steps_is_where_the_flow_of_a_bell_ends():
+    # Of N(m, S^2) the noisy z / alpha has mean m and variance S^2 + k^2, and the flow keeps its place in units of that.
+    prior, k, noise = prior_of(), (0.3, 1.0, 6.0), batch([0.7, -1.2, 0.4])
+    x = batch([2.0, 0.1, -3.0])
+    ends = 1.1 + (x + batch(k) * noise - 1.1) * S / (S**2 + batch(k) ** 2).sqrt()
+    off = [(look(at(to_pictures(1.0, s), k, noise), x, prior) - (x - ends)).abs().max().item() for s in (0.02, 0.001)]
+    # Euler's method: its error falls as the stride does, and there is hardly any left at the finest one.
+    assert off[0] < 0.05
+    assert off[1] < off[0] / 10
+
+
+def test_denoised_takes_each_sample_down_its_own_levels():
+    prior, indices, noise = colours(), (620, 90, 330), PICTURES.flip(1)
+    conditions = conditions_of(prior, 1)
+    ks = tuple(prior.level_at(index).k.item() for index in indices)
+    found = PICTURES - look(at(to_pictures(G, 0.25), ks, noise), PICTURES, prior)
+    for i, index in enumerate(indices):
+        level = prior.level_at(index)
+        alpha, sigma = level.over(PICTURES[:1])
+        z = alpha * PICTURES[i : i + 1] + sigma * noise[i : i + 1]
+        while index >= 0:
+            cond, null = prior.predict(z, prior.level_at(index), [conditions["prompt"], conditions["null"]])
+            eps, alpha, sigma = null + G * (cond - null), *prior.level_at(index).over(z)
+            clean, index = (z - sigma * eps) / alpha, index - 250
+            if index >= 0:
+                alpha, sigma = prior.level_at(index).over(z)
+                clean = alpha * clean + sigma * eps
+            z = clean
+        same(found[i : i + 1], z)
+
+
+def test_denoised_with_fresh_noise_draws_from_the_bell():
+    prior, count = prior_of(), 4000
+    x, noise = batch(1.1 + S * standard(count, 0)), batch(standard(count, 1))
+    ends = x - look(at(to_pictures(1.0, 0.02, 1.0), 4.0, noise), x, prior)
+    # Samples of the bell go in, so samples come out, and others: four standard errors, and what 50 steps leave.
+    assert abs(ends.mean().item() - 1.1) < 4 * S / count**0.5
+    assert abs(ends.std().item() / S - 1) < 4 / (2 * count) ** 0.5 + 0.02
+    assert abs(torch.corrcoef(torch.stack([ends.flatten(), x.flatten()]))[0, 1]) < 0.25
+
+
+def standard(count: int, seed: int) -> Tensor:
+    return torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_denoised_refuses_strides_that_lead_nowhere():
+    for stride in (0.0, -0.1, 1.5):
+        with pytest.raises(InputError, match="stride"):
+            Denoised(G, stride=stride)
 
 
 def test_a_rule_not_yet_resolved_says_so():

@@ -1,13 +1,16 @@
 """What to trust and what to subtract: estimates of the noise."""
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion import Level, cfg, over, perp_neg, x0_of
+from dreamkit.diffusion import Level, cfg, ddim, over, perp_neg, to_eps, x0_of
+from dreamkit.errors import InputError
 from dreamkit.guidance.rule import Ask, Estimate, Probe
+from dreamkit.priors.prior import Prior
 from dreamkit.schedule import Number, fixed
 
 
@@ -59,6 +62,60 @@ def rescaled(mixed: Tensor, cond: Tensor, z: Tensor, level: Level, share: float,
     x0 = x0 * over(factor.repeat_interleave(views), x0)
     alpha, sigma = level.over(z)
     return (z - alpha * x0) / sigma
+
+
+@dataclass(frozen=True)
+class Denoised(Estimate):
+    """The noise between z and the picture that a sampler makes of it: guided DDIM from its level down to none.
+
+        eps = (z - alpha x0) / sigma,    x0 = DDIM(z)
+
+    In one step it is `Guided`, whose x0 is the mean of all pictures that z may come from; each further step makes it
+    more of one picture, as sharp as the prior's samples. With the drawn noise subtracted and weight k the rule is an L2
+    loss to that picture (HiFA, arXiv:2305.18766, and its code; the second stage of DreamGaussian, arXiv:2309.16653).
+
+    stride    length of a step, as a fraction of the schedule: at 0.25, level 0.98 takes four steps, level 0.2 one
+    eta       fresh noise of eta times the DDPM deviation after every step but the last
+    """
+
+    mixes: ClassVar[bool] = True
+
+    scale: Number
+    condition: str = "prompt"
+    against: str = "null"
+    stride: float = 0.25
+    eta: Number = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stride <= 1:
+            raise InputError(f"Denoised.stride is a fraction of the schedule, over 0 and at most 1; got {self.stride}.")
+
+    def asks(self) -> tuple[Ask, ...]:
+        return (Ask(self.condition), Ask(self.against))
+
+    def __call__(self, probe: Probe) -> Tensor:
+        prior, level = probe.prior, probe.levels["main"]
+        conditions = [probe.conditions[ask.condition] for ask in self.asks()]
+        said, x = [probe.eps(ask.condition) for ask in self.asks()], probe.z()
+        index, stride = prior.schedule.index(level.k), self.stride * prior.schedule.steps
+        for number in itertools.count():
+            to = _or_none(prior, index - stride)
+            mixed, eta = cfg(said[0], said[1], fixed(self.scale)), fixed(self.eta)
+            fresh = probe.streams.normal(f"eta{number}", tuple(x.shape), like=x) if eta != 0 else None
+            lower = ddim(x, mixed, level, to, eta, fresh)
+            x = torch.where(over(index, x) >= 0, lower, x)  # a sample that has arrived waits for the others
+            index = index - stride
+            if bool((index < 0).all()):
+                break
+            level = prior.level_at(index.round().long().clamp(min=0))
+            said = prior.predict(x, level, conditions)
+        return to_eps("x0", x, probe.z(), probe.levels["main"])
+
+
+def _or_none(prior: Prior, index: Tensor) -> Level:
+    """The levels at indices [B], and no noise where one is below 0."""
+    level, none = prior.level_at(index.round().long().clamp(min=0)), index < 0
+    return Level(level.t, level.alpha.masked_fill(none, 1), level.sigma.masked_fill(none, 0))
 
 
 @dataclass(frozen=True)

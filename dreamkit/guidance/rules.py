@@ -13,6 +13,7 @@ from dreamkit.guidance.discriminator import Divergence
 from dreamkit.guidance.estimate import (
     Balanced,
     Combination,
+    Denoised,
     Drawn,
     Guided,
     LaidOut,
@@ -44,6 +45,11 @@ SDS_ANNEALED = replace(SDS, levels=Uniform(0.02, Linear(0.98, 0.3)))
 
 SDS_DREAMTIME = replace(SDS, levels=At(DreamTime()))
 """SDS at levels that only come down, most slowly in the middle (DreamTime, arXiv:2306.12422)."""
+
+HIFA = replace(SDS, levels=At(Sqrt(0.98, 0.3)), trust=Denoised(100.0, eta=1.0), weight=SigmaOverAlpha())
+"""HiFA (arXiv:2305.18766): at levels that only come down, an L2 loss to a picture denoised in several steps.
+
+Its second loss, of decoded latents (weight 0.1), is not here: under a pixel prior it is the first one."""
 
 SDS_PERP_NEG = replace(SDS, trust=PerpNeg(101.0))
 """SDS away from the negative prompt, but never against the prompt (Perp-Neg, arXiv:2304.04968)."""
