@@ -58,15 +58,20 @@ def compose(
         known = [s.representation for s in (stage, *recipe.stages)] if isinstance(own, str) else []
         kept = next((spec for spec in known if type(spec) is type(fresh)), fresh)
         changed = replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
-        if isinstance(kept, Canvas):  # which has one side, and nothing that the losses could look at
-            front = replace(stage.cameras, azimuth_degrees=(0.0, 0.0), elevation_degrees=(15.0, 15.0), group=1)
-            return replace(changed, cameras=front, losses=(), batch=1)
-        return changed
+        return _of_one_side(changed) if isinstance(kept, Canvas) else changed
 
     recipe = replace(recipe, stages=tuple(changed(stage) for stage in recipe.stages))
     if steps is not None:
         recipe = with_steps(recipe, steps)
     return override(recipe, settings or {})
+
+
+def _of_one_side(stage: Stage) -> Stage:
+    """The stage for a canvas, which is seen from the front alone, and has nothing that the losses could look at."""
+    front = replace(stage.cameras, azimuth_degrees=(0.0, 0.0), elevation_degrees=(15.0, 15.0), group=1)
+    priors = [replace(g.prior, views=None) if isinstance(g.prior, Diffusers) else g.prior for g in stage.guides]
+    guides = tuple(replace(guide, prior=prior) for guide, prior in zip(stage.guides, priors, strict=True))
+    return replace(stage, guides=guides, cameras=front, losses=(), batch=1)
 
 
 def rules_by_name() -> dict[str, Rule]:

@@ -1,35 +1,28 @@
-"""MVDream, on the toybox: the default system under multi-view SDS, four views of an object together (arXiv:2308.16512).
+"""MVDream, on the toybox: multi-view SDS in the paper's form, four views of an object together (arXiv:2308.16512).
 
 The prior that ships was also trained on four views of an object at once, evenly round it, each with the words of its
-side. So its network says of every view what fits the other three. The form of the rule is the paper's; its levels,
-scale and weight, the scene and the losses are those of the default system, which were chosen for this prior. The second
-stage's pictures, denoised in several steps, are denoised together too.
+side. So its network says of every view what fits the other three. The rule is the paper's, with its guidance away from
+the negative prompt, its rescaled guidance and its L2 form; the range of levels, the scale, the scene and the losses are
+those of the default system, which were chosen for this prior.
 """
 
 from dataclasses import replace
 
-from dreamkit.guidance.estimate import Guided
-from dreamkit.guidance.levels import Uniform
+from dreamkit.guidance.rules import MV_SDS
 from dreamkit.guidance.together import Jointly
-from dreamkit.priors import Diffusers
-from dreamkit.recipe import Guide, Stage, load
+from dreamkit.recipe import Stage, load
 
-VIEWS = 4
+rule = replace(MV_SDS, trust=Jointly(4.0, against="negative", rescale=0.5))
 
 
-def together(stage: Stage) -> Stage:
-    """The same stage, its views in groups of one object's, which have one level."""
-    rule = stage.guides[0].rule
-    assert isinstance(rule.levels, Uniform)
-    trust = Jointly(rule.trust.scale) if isinstance(rule.trust, Guided) else rule.trust
-    rule = replace(rule, levels=replace(rule.levels, per="object"), trust=trust)
-    guide = Guide(rule, Diffusers("toybox", views=VIEWS))
-    return replace(stage, guides=(guide,), cameras=replace(stage.cameras, group=VIEWS))
+def under_mv_sds(stage: Stage) -> Stage:
+    (guide,) = stage.guides
+    return replace(stage, guides=(replace(guide, rule=replace(rule, levels=guide.rule.levels)),))
 
 
 default = load("toybox")
 recipe = replace(
     default,
-    description="the default under multi-view SDS: the prior that ships sees four views of an object together",
-    stages=tuple(together(stage) for stage in default.stages),
+    description="the default's scene under multi-view SDS in the form of MVDream",
+    stages=tuple(under_mv_sds(stage) for stage in default.stages),
 )

@@ -8,8 +8,8 @@ Made for the toybox prior, which knows an object from eight sides by name and dr
 - Gaussians find the shape, thin parts too, by SDS. Levels come down slowly, both bounds of them, from shape to detail;
 - then a mesh takes over, whose vertices move together with their neighbours, and whose colours are a texture. It stands
   in the light of the prior's world, so that shades make its shape, and not stains;
-- what the mesh is to look like are pictures denoised in several steps, as sharp as the prior's samples. SDS asks for the
-  mean of all that a noisy picture may be: no doors, no edges.
+- what the mesh is to look like are pictures denoised in several steps, as sharp as the prior's samples. SDS asks for
+  the mean of all that a noisy picture may be: no doors, no edges.
 """
 
 from dataclasses import replace
@@ -28,11 +28,12 @@ from dreamkit.schedule import Linear
 from dreamkit.toybox.pictures import AMBIENT, LAMP_SPREAD
 
 SCALE = 4.0
-prior = Diffusers("toybox")
-shape = replace(SDS, levels=Uniform(Linear(0.7, 0.1), Linear(0.98, 0.55)), trust=Guided(SCALE))
+VIEWS = 4
+prior = Diffusers("toybox", views=VIEWS)
+shape = replace(SDS, levels=Uniform(Linear(0.7, 0.1), Linear(0.98, 0.55), per="object"), trust=Guided(SCALE))
 detail = replace(
     SDS,
-    levels=Uniform(Linear(0.5, 0.2), Linear(0.9, 0.5)),
+    levels=Uniform(Linear(0.5, 0.2), Linear(0.9, 0.5), per="object"),
     trust=Denoised(SCALE, stride=0.3),
     weight=SigmaOverAlpha(),  # with it, and such pictures, an L2 loss to them
 )
@@ -40,10 +41,10 @@ detail = replace(
 coarse = Stage(
     representation=Gaussians(radius=0.85),
     guides=(Guide(shape, prior),),
-    cameras=Orbit(elevation_degrees=(-10.0, 60.0)),
+    cameras=Orbit(elevation_degrees=(-10.0, 60.0), group=VIEWS),
     losses=(losses.Weighted(losses.opacity, 3.0),),
     steps=300,
-    batch=4,
+    batch=VIEWS,
 )
 fine = replace(
     coarse,
@@ -56,7 +57,7 @@ fine = replace(
     guides=(Guide(detail, prior),),
     # No fog is left: of use where --representation puts a volume in the place of the mesh.
     losses=(*coarse.losses, losses.Weighted(losses.entropy, Linear(0.0, 60.0))),
-    steps=150,
+    steps=200,
 )
 
 recipe = Recipe(

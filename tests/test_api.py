@@ -12,7 +12,7 @@ from dreamkit.compose import compose, editing, rules_by_name, with_steps
 from dreamkit.diffusion import add_noise
 from dreamkit.errors import InputError
 from dreamkit.guidance import check
-from dreamkit.guidance.estimate import Drawn
+from dreamkit.guidance.estimate import Denoised, Drawn
 from dreamkit.guidance.rules import CSD, SJC
 from dreamkit.priors import Diffusers
 from dreamkit.recipe import Recipe, load
@@ -32,6 +32,14 @@ def test_another_rule_keeps_the_systems_levels_and_its_mix():
     rule = composed(guidance="sjc").stages[0].guides[0].rule
     assert rule == replace(SJC, levels=own.levels, trust=own.trust)
     assert composed(guidance="sds").stages[0].guides[0].rule == own  # the system is SDS already
+
+
+def test_another_rule_keeps_the_scale_of_a_system_that_denoises_in_steps():
+    own = load("toybox").stages[1].guides[0].rule
+    rule = composed(guidance="sjc").stages[1].guides[0].rule
+    assert isinstance(own.trust, Denoised)
+    assert rule == replace(SJC, levels=own.levels, trust=replace(SJC.trust, scale=own.trust.scale))
+    assert composed(guidance="hifa").stages[1].guides[0].rule.trust.scale == own.trust.scale
 
 
 def test_a_rule_without_a_mix_keeps_its_own_estimates():
@@ -118,6 +126,13 @@ def test_mvdream_shows_the_toybox_four_views_of_one_object():
     rehearse(recipe, priors, "a red mug", torch.device("cpu"))
     (prior,) = priors.values()
     assert prior.views == 4
+
+
+def test_a_canvas_is_seen_alone_by_a_prior_that_could_see_several_views():
+    recipe = composed(representation="image")
+    priors = load_priors(recipe, "a red mug", torch.device("cpu"))
+    rehearse(recipe, priors, "a red mug", torch.device("cpu"))
+    assert [prior.views for prior in priors.values()] == [1]
 
 
 def test_the_toybox_denoises_a_view_better_beside_views_of_the_same_thing():
