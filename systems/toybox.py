@@ -1,4 +1,4 @@
-"""The default: Gaussians and then a mesh, under score distillation from the prior that ships; a minute on a CPU.
+"""The default: Gaussians and then a mesh, under score distillation from the prior that ships; about a minute on a CPU.
 
 Made for the toybox prior, which knows an object from eight sides by name and draws it in 64 x 64 pixels:
 
@@ -8,8 +8,9 @@ Made for the toybox prior, which knows an object from eight sides by name and dr
 - Gaussians find the shape, thin parts too, by SDS. Levels come down slowly, both bounds of them, from shape to detail;
 - then a mesh takes over, whose vertices move together with their neighbours, and whose colours are a texture. It stands
   in the light of the prior's world, so that shades make its shape, and not stains;
-- what the mesh is to look like are pictures denoised in several steps, as sharp as the prior's samples. SDS asks for
-  the mean of all that a noisy picture may be: no doors, no edges.
+- what the mesh is to look like are pictures denoised in several steps. SDS asks for the mean of all that a noisy
+  picture may be, which has no doors and no edges;
+- the prior sees four views of the object together, so that what it asks of one fits the others.
 """
 
 from dataclasses import replace

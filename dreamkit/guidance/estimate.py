@@ -10,7 +10,6 @@ from torch import Tensor
 from dreamkit.diffusion import Level, cfg, ddim, over, perp_neg, to_eps, x0_of
 from dreamkit.errors import InputError
 from dreamkit.guidance.rule import Ask, Estimate, Probe
-from dreamkit.priors.prior import Prior
 from dreamkit.schedule import Number, fixed
 
 
@@ -71,7 +70,7 @@ class Denoised(Estimate):
         eps = (z - alpha x0) / sigma,    x0 = DDIM(z)
 
     In one step it is `Guided`, whose x0 is the mean of all pictures that z may come from; each further step makes it
-    more of one picture, as sharp as the prior's samples. With the drawn noise subtracted and weight k the rule is an L2
+    more of one picture, as a sampler's are. With the drawn noise subtracted and weight k the rule is an L2
     loss to that picture (HiFA, arXiv:2305.18766, and its code; the second stage of DreamGaussian, arXiv:2309.16653).
 
     stride    length of a step, as a fraction of the schedule: at 0.25, level 0.98 takes four steps, level 0.2 one
@@ -99,23 +98,21 @@ class Denoised(Estimate):
         said, x = [probe.eps(ask.condition) for ask in self.asks()], probe.z()
         index, stride = prior.schedule.index(level.k), self.stride * prior.schedule.steps
         for number in itertools.count():
-            to = _or_none(prior, index - stride)
+            arrived, index = index < 0, index - stride
+            lower = prior.level_at(index.round().long().clamp(min=0))
             mixed, eta = cfg(said[0], said[1], fixed(self.scale)), fixed(self.eta)
             fresh = probe.streams.normal(f"eta{number}", tuple(x.shape), like=x) if eta != 0 else None
-            lower = ddim(x, mixed, level, to, eta, fresh)
-            x = torch.where(over(index, x) >= 0, lower, x)  # a sample that has arrived waits for the others
-            index = index - stride
+            moved = ddim(x, mixed, level, _none_where(index < 0, lower), eta, fresh)
+            x = torch.where(over(arrived, x) > 0, x, moved)  # a sample that has arrived waits for the others
             if bool((index < 0).all()):
                 break
-            level = prior.level_at(index.round().long().clamp(min=0))
-            said = prior.predict(x, level, conditions)
+            level, said = lower, prior.predict(x, lower, conditions)
         return to_eps("x0", x, probe.z(), probe.levels["main"])
 
 
-def _or_none(prior: Prior, index: Tensor) -> Level:
-    """The levels at indices [B], and no noise where one is below 0."""
-    level, none = prior.level_at(index.round().long().clamp(min=0)), index < 0
-    return Level(level.t, level.alpha.masked_fill(none, 1), level.sigma.masked_fill(none, 0))
+def _none_where(mask: Tensor, level: Level) -> Level:
+    """The levels, and no noise where the mask [B] holds."""
+    return Level(level.t, level.alpha.masked_fill(mask, 1), level.sigma.masked_fill(mask, 0))
 
 
 @dataclass(frozen=True)
