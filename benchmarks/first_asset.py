@@ -22,9 +22,11 @@ from typing import Any
 
 import torch
 
+from dreamkit import device as devices
 from dreamkit.assets.compare import compare
 from dreamkit.assets.files import read
 from dreamkit.cameras import ring
+from dreamkit.errors import InputError
 from dreamkit.metrics.shape import likeness
 from dreamkit.prompts import read_list
 from dreamkit.recipe import load
@@ -49,7 +51,7 @@ def measure(prompt: str, out: Path, arguments: list[str]) -> dict[str, Any]:
     record = json.loads((out / "run.json").read_text())
     # Each line holds the mean over the steps since the line before. The first has the compilation of kernels in it.
     steps = [json.loads(line)["seconds"]["step"] for line in (out / "log.jsonl").read_text().splitlines()][1:]
-    step, forward = sum(steps) / len(steps), forward_seconds(prompt)
+    step, forward = sum(steps) / len(steps), forward_seconds(prompt, devices.choose(record["device"]))
     return {
         "prompt": prompt,
         "seconds_to_glb": round((out / "mesh.glb").stat().st_mtime - began, 1),
@@ -78,17 +80,17 @@ def against_truth(file: Path, prompt: str) -> dict[str, float]:
     }
 
 
-def forward_seconds(prompt: str) -> float:
+def forward_seconds(prompt: str, device: torch.device) -> float:
     """One forward pass of the toybox's network on what the default system asks for in a step; the median of 30."""
     stage = load("toybox").stages[0]
-    prior = stage.guides[0].prior.load("cpu")
+    prior = stage.guides[0].prior.load(device)
     count = len(stage.guides[0].rule.asks()) * stage.batch
-    z, level = torch.randn(count, *prior.shape), prior.level(torch.full((count,), 0.5))
+    z, level = torch.randn(count, *prior.shape, device=device), prior.level(torch.full((count,), 0.5))
     condition = prior.condition([prompt] * count)
     times = []
     for _ in range(33):
         began = time.perf_counter()
-        prior.eps(z, level, condition)
+        prior.eps(z, level, condition).sum().item()  # waits for a GPU
         times.append(time.perf_counter() - began)
     return sorted(times[3:])[15]
 
@@ -146,7 +148,10 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of all previews here")
     parser.add_argument("rest", nargs="*", help="further arguments of `dreamkit generate`, after --")
     given = parser.parse_args()
-    prompts = read_list(given.prompts) if given.prompts else ["a red mug"]
+    try:
+        prompts = read_list(given.prompts) if given.prompts else ["a red mug"]
+    except InputError as error:
+        parser.error(str(error))
     root = given.out or Path(tempfile.mkdtemp(prefix="dreamkit-benchmark-"))
     folders = [root / prompt.replace(" ", "-") for prompt in prompts]
     print(json.dumps({"import_seconds_beyond_torch": import_seconds()}), flush=True)

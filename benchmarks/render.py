@@ -13,6 +13,7 @@ import torch
 
 from dreamkit import device
 from dreamkit.cameras import Orbit
+from dreamkit.errors import InputError
 from dreamkit.representations.hashgrid import HashGrid, HashGridScene
 from dreamkit.representations.representation import LightName
 from dreamkit.streams import Streams
@@ -51,7 +52,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    where = device.choose(arguments.device)
+    try:
+        where = device.choose(arguments.device)
+    except InputError as error:
+        parser.error(str(error))
     print(f"one 64 x 64 view, {where}, {arguments.threads} threads; ms, best of {arguments.rounds}")
     print(f"{'':17}{'kernels':>10}{'samples':>9}{'forward':>9}{'backward':>9}{'both':>7}{'processor':>10}")
     for case in CASES:

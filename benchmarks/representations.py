@@ -63,8 +63,13 @@ def main() -> None:
         for kind in kinds:
             if kind not in KINDS:
                 raise InputError(f"{kind!r} is not compared here. {nearest(kind, KINDS)}")
+        table(given, kinds, prompts)
     except InputError as error:
         parser.error(str(error))
+
+
+def table(given: argparse.Namespace, kinds: list[str], prompts: list[str]) -> None:
+    """Print it, a row after another, and write the sheet."""
     columns = ["representation", "runs", "recognisable", *COLUMNS.values(), "seconds (most)", "GLB, dB (least)"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for kind in kinds:

@@ -22,7 +22,7 @@ import torch
 from benchmarks.toybox import runs_of
 from dreamkit import evaluate
 from dreamkit.compose import compose, rules_by_name
-from dreamkit.errors import InputError
+from dreamkit.errors import InputError, nearest
 from dreamkit.prompts import read_list
 from dreamkit.rehearsal import load_priors
 from dreamkit.state import fresh
@@ -125,8 +125,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/rules"), help="where the runs go")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here, one row a rule")
     parser.add_argument("rest", nargs="*", help="further arguments of `dreamkit generate`, after --")
-    given = parser.parse_args()
+    try:
+        table(parser.parse_args())
+    except InputError as error:
+        parser.error(str(error))
+
+
+def table(given: argparse.Namespace) -> None:
+    """Print it, a row after another."""
     rules = given.rules.split(",") if given.rules else servable()
+    for rule in rules:
+        if rule not in rules_by_name():
+            raise InputError(f"there is no guidance rule {rule!r}. {nearest(rule, rules_by_name())}")
     prompts = read_list(given.prompts) if given.prompts else list(PROMPTS)
     seeds = [int(seed) for seed in given.seeds.split(",")]
     print(HEAD)

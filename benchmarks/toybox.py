@@ -36,6 +36,7 @@ from benchmarks.first_asset import sheet
 from dreamkit import evaluate
 from dreamkit.cameras import orbit
 from dreamkit.diffusion import x0_of
+from dreamkit.disk import make_folder, write_whole
 from dreamkit.errors import InputError
 from dreamkit.images import png
 from dreamkit.priors import Diffusers, Prior
@@ -251,11 +252,25 @@ def make(prompt: str, seed: int, folder: Path, threads: int, rest: list[str]) ->
 
 def runs_of(prompts: list[str], seeds: list[int], root: Path, rest: list[str], workers: int) -> list[Path]:
     """The finished runs of all prompts and seeds with these arguments, made where they are not there yet."""
+    if workers < 1:
+        raise InputError(f"--workers {workers}: at least one run at a time is made.")
+    _same_arguments(root, rest)
     threads = max(cores() // workers, 1)
     jobs = [(prompt, seed, root / f"{slug(prompt)}-{seed}") for prompt in prompts for seed in seeds]
     with ThreadPoolExecutor(workers) as pool:
         made = list(pool.map(lambda job: make(job[0], job[1], job[2], threads, rest), jobs))
     return [folder for folder in made if folder is not None]
+
+
+def _same_arguments(root: Path, rest: list[str]) -> None:
+    """Raise InputError if the runs that may be found in a folder were made with other arguments."""
+    file = root / "arguments.json"
+    if file.is_file() and (before := json.loads(file.read_text())) != rest:
+        raise InputError(
+            f"the runs in {root} were made with the arguments {before}, and now they are {rest}: give another --out."
+        )
+    make_folder(root)
+    write_whole(file, json.dumps(rest).encode())
 
 
 def cores() -> int:

@@ -4,7 +4,7 @@
 
     result = dreamkit.generate("a red mug")
 
-All verbs (generate, resume, export, render) are in `dreamkit.api`.
+All verbs (generate, resume, export, convert, render, evaluate) are in `dreamkit.api`.
 
 Importing this loads nothing heavy: each name below is imported when it is first used.
 """

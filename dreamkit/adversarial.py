@@ -30,7 +30,8 @@ from torch.nn.functional import linear, softplus
 
 from dreamkit import device as devices
 from dreamkit.cameras import Cameras, Orbit, ring
-from dreamkit.disk import plainly, write_whole
+from dreamkit.disk import check_folder, make_folder, write_whole
+from dreamkit.errors import InputError
 from dreamkit.guidance.networks import ConvNet, Trained
 from dreamkit.guidance.rule import Probe
 from dreamkit.images import png
@@ -224,13 +225,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("outputs/adversarial"), help="(default: %(default)s)")
     given = parser.parse_args()
-    prior = Diffusers(given.prior).load(devices.choose(given.device))
-    prior.check_prompt(given.prompt)
     spec = Adversarial()
-    with plainly(given.out):
-        given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        prior = Diffusers(given.prior).load(devices.choose(given.device))
+        prior.check_prompt(given.prompt)
+        check_folder(given.out)
+    except InputError as error:
+        parser.error(str(error))
+    make_folder(given.out)
 
     def watch(step: int, losses: dict[str, float]) -> None:
         if step % 50 == 0 or step == given.steps:

@@ -4,6 +4,8 @@ result = dreamkit.generate("a red mug")
 result.mesh, result.scene, result.run.path
 """
 
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -160,6 +162,8 @@ def export(
     recipe = override(found.recipe, {f"export.{key}": value for key, value in (settings or {}).items()})
     with Run.resume(path) as run:
         scene, _ = _scene(run, chosen)
+        if settings and isinstance(scene.scenes[0] if isinstance(scene, ParticlesScene) else scene, CanvasScene):
+            raise InputError(f"{path} made a picture: it is written as picture.png, and there is nothing to set.")
         exported = _write(run, scene, recipe, chosen, note)
         run.update(export=exported.facts())
         return Result(run, scene, exported)
@@ -190,8 +194,11 @@ def convert(
     if not isinstance(begun.scene, Solid | Volume):
         raise InputError(f"{path} holds nothing that can be written as {', '.join(spec.formats)}")
     written = {out.resolve() / name for name in file_names(spec)}
-    if path.resolve() in written:
-        raise InputError(f"{path} would be written over: choose another folder with --out.")
+    beside = "obj" in spec.formats and out.resolve() == path.resolve().parent  # brings pictures, as `path` may have
+    if path.resolve() in written or (beside and path.suffix.lower() in (".obj", ".gltf")):
+        raise InputError(f"{path} or its pictures would be written over: choose another folder with --out.")
+    if (out / "run.json").exists():
+        raise InputError(f"{out} is the folder of a run, whose files would be written over: choose another with --out.")
     return write_files(begun.scene, spec, out, {"source": path.name}, chosen, note)
 
 
@@ -268,8 +275,8 @@ def is_file(path: str | Path) -> bool:
     """
     full = expanded(path)
     if full.suffix.lower() in READ:
-        return not full.is_dir()
-    if full.is_file():
+        return not os.path.isdir(full)
+    if os.path.isfile(full):
         raise InputError(f"{path} is neither the folder of a run nor a file that ends in {', '.join(READ)}.")
     return False
 
@@ -342,7 +349,9 @@ def _write_one(
 
     note("preview")
     preview.preview_png(exported.mesh, folder / "preview.png")
-    if recipe.export.turntable_seconds > 0:
+    if recipe.export.turntable_seconds > 0 and not preview.can_film():
+        warnings.warn("no turntable.mp4: imageio-ffmpeg finds no ffmpeg here. Install one.", stacklevel=2)
+    elif recipe.export.turntable_seconds > 0:
         preview.turntable(exported.mesh, folder / "turntable.mp4", seconds=recipe.export.turntable_seconds)
     facts: dict[str, Any] = {"system": run.facts["system"], "seed": run.seed, "steps": recipe.steps}
     facts |= {"faces": exported.faces, "agreement with the scene": str(exported.agreement)}

@@ -6,6 +6,7 @@ sees a traceback for a mistake.
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import time
@@ -25,6 +26,8 @@ OUT_OF_MEMORY = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a file may be no text, or none that a terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _plain_warnings():
             given.command(given)
@@ -45,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        print(f"dreamkit: {OUT_OF_MEMORY} ({str(error).strip().splitlines()[0]})", file=sys.stderr)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"dreamkit: {OUT_OF_MEMORY} ({reason})", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"dreamkit: {stop.args[0] if stop.args else 'interrupted.'}", file=sys.stderr)
@@ -257,7 +261,8 @@ class _Progress:
             self._line(f"step {step}/{steps}  {text}")
 
     def _line(self, text: str) -> None:
-        self.console.print(f"{time.monotonic() - self.began:6.1f} s  {text}", highlight=False, soft_wrap=True)
+        line = f"{time.monotonic() - self.began:6.1f} s  {text}"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """Recipes from names: a system with parts replaced, geometry kept, sketches, sources to edit."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def compose(
     if isinstance(representation, str) and representation not in REPRESENTATIONS:
         raise InputError(f"there is no representation {representation!r}. {nearest(representation, REPRESENTATIONS)}")
 
-    if prior not in (None, "toybox") and expanded(prior).is_dir():
+    if prior not in (None, "toybox") and os.path.isdir(expanded(prior)):
         prior = str(expanded(prior).resolve())  # so that a run can be resumed from anywhere
 
     def changed_guide(guide: Guide) -> Guide:
@@ -114,7 +115,7 @@ def sketched(recipe: Recipe, path: str | Path | None) -> Recipe:
     if not wants_sketch(recipe):
         return recipe
     file = "" if path is None else str(expanded(path).resolve())
-    if path is not None and expanded(path).is_dir():
+    if path is not None and os.path.isdir(expanded(path)):
         raise InputError(f"a sketch is a mesh file, and {path} is a folder: give the mesh.glb in it with --from.")
 
     def filled(loss: Weighted) -> Weighted:

@@ -21,6 +21,8 @@ def choose(request: str = "auto") -> torch.device:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {request!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices.")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for all that names no device, such as the wait for a kernel's end
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device {request!r} is not supported; dreamkit runs on cpu and cuda.")
     return device

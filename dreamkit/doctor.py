@@ -26,7 +26,7 @@ from dreamkit.schedule import resolve
 from dreamkit.streams import Streams
 
 PACKAGES = ("torch", "warp-lang", "diffusers", "transformers", "trimesh", "xatlas", "imageio-ffmpeg")
-OPTIONAL = ("gsplat", "nerfacc", "viser", "ray")
+OPTIONAL = ("gsplat", "nerfacc")
 OPERATORS = ("hashgrid", "march", "composite", "splat", "raster", "texture", "tets", "query")
 
 

@@ -18,10 +18,11 @@ class RunError(RuntimeError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out. torch's allocator for CPUs says so in a plain RuntimeError."""
+    """Whether an error says that memory ran out. torch's allocator for CPUs and Warp's say so in a RuntimeError."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and ("not enough memory" in str(error) or "out of memory" in str(error))
+    said = ("not enough memory", "out of memory", "can't allocate memory", "Failed to allocate")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

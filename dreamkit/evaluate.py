@@ -140,6 +140,8 @@ def mesh_files(run: Run) -> list[Path]:
     names = (run.facts.get("export") or {}).get("files", [])
     meshes = [name for name in names if Path(name).suffix in READ and Path(name).stem == "mesh"]  # points are splats
     there = [run.path / name for name in meshes if (run.path / name).is_file()]
+    if not there and "picture.png" in names:
+        raise InputError(f"{run.path} made a picture, not a mesh: there is nothing that eval measures of one.")
     if not there:
         finish = "" if run.status == "complete" else f"Finish it with `dreamkit resume {run.path}`, or write "
         raise InputError(

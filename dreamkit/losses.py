@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreamkit.images import Images
 from dreamkit.schedule import Number, fixed
-from dreamkit.triangles import unique_edges, vertex_normals
+from dreamkit.triangles import summed, unique_edges, vertex_normals
 
 Loss = Callable[[Images, Any], Tensor]
 
@@ -97,8 +97,8 @@ def laplacian(images: Images, scene: Any) -> Tensor:
     vertices, faces = _triangles("laplacian", scene)
     first, second = unique_edges(faces).unbind(1)
     ends = torch.cat([first, second])
-    around = torch.zeros_like(vertices).index_add(0, ends, vertices[torch.cat([second, first])])
-    degree = torch.zeros_like(vertices[:, 0]).index_add(0, ends, torch.ones_like(ends, dtype=vertices.dtype))
+    around = summed(vertices[torch.cat([second, first])], ends, len(vertices))
+    degree = ends.bincount(minlength=len(vertices))
     used = degree > 0
     lengths = (around[used] / degree[used, None] - vertices[used]).norm(dim=-1)
     return lengths.sum() / max(len(lengths), 1)

@@ -40,6 +40,16 @@ def stacked(pictures: Sequence[Path], path: Path) -> Path:
     return path
 
 
+def can_film() -> bool:
+    """Whether there is an ffmpeg: imageio's own, which some platforms lack, or the system's."""
+    import imageio_ffmpeg
+
+    try:
+        return bool(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        return False
+
+
 def turntable(
     mesh: Mesh,
     path: Path | str,
@@ -93,7 +103,7 @@ def preview_html(mesh: Mesh, path: Path | str, title: str, facts: Mapping[str, o
     template = resources.files("dreamkit").joinpath("preview.html.template").read_text(encoding="utf-8")
     # In one pass, so that a title that looks like a placeholder stays a title.
     page = re.sub(r"@@(TITLE|FACTS|MESH)@@", lambda found: parts[found[1]], template)
-    write_whole(Path(path), page.encode("utf-8"))
+    write_whole(Path(path), page.encode("utf-8", "replace"))  # the name of a file may be no text
     return Path(path)
 
 

@@ -102,7 +102,9 @@ class Stage:
     @property
     def scenes(self) -> Representation:
         """What the stage builds: the representation, or so many particles of it."""
-        return self.representation if self.particles == 1 else Particles(self.representation, self.particles)
+        if self.particles == 1:
+            return self.representation
+        return Particles(self.representation, self.particles, self.cameras.group)
 
     @property
     def edits(self) -> bool:
@@ -146,9 +148,9 @@ class Export:
         _check_whole("Export.face_budget", self.face_budget, 4)
         _check_whole("Export.texture_size", self.texture_size, 8, 16384)
         _check_whole("Export.splats", self.splats, 1)
-        for name in ("unwrap_seconds", "turntable_seconds"):
-            if getattr(self, name) < 0:
-                raise InputError(f"Export.{name} is a time of at least 0 seconds; got {getattr(self, name):g}.")
+        for name, most in (("unwrap_seconds", 86_400), ("turntable_seconds", 600)):
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"Export.{name} is a time of 0 to {most} seconds; got {getattr(self, name):g}.")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from dreamkit.cameras import ring
-from dreamkit.errors import InputError
+from dreamkit.errors import InputError, out_of_memory
 from dreamkit.guidance.rule import CONDITIONS, check
 from dreamkit.priors.language import reworded
 from dreamkit.priors.prior import Prior, view_conditions
@@ -68,5 +68,7 @@ def rehearse(
         except InputError:
             raise
         except Exception as error:  # whatever a recipe's parts say of one another: nothing was begun yet
+            if out_of_memory(error):
+                raise
             what = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError | RuntimeError) else error
             raise InputError(f"stage {number} of this recipe cannot run: {what}") from error

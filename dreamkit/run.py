@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from dreamkit.disk import check_space, expanded, is_locked, lock, plainly, sweep, write_whole
+from dreamkit.disk import check_folder, check_space, expanded, is_locked, lock, plainly, sweep, write_whole
 from dreamkit.errors import InputError, RunError, nearest
 from dreamkit.recipe import Recipe, fingerprint, from_json, to_json
 
@@ -60,6 +60,7 @@ class Run:
         _check_prompt(prompt)
         to_json(recipe)
         folder = expanded(out or root)
+        check_folder(folder)
         check_space(folder, SPACE)
         if out is not None and os.path.lexists(folder):
             _check_empty(folder)
@@ -337,13 +338,9 @@ class _Damaged(Exception):
 
 
 def _digest(data: bytes, facts: Any) -> str:
-    return hashlib.blake2b(data + json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def find(root: str | Path = "outputs") -> list[Path]:
-    """The run folders below `root`, the latest changed last."""
-    files = [file for file in expanded(root).rglob("run.json") if file.is_file()]
-    return [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime, str(file)))]
+    digest = hashlib.blake2b(data)
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 # ---- Nested state --------------------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def _parsed(text: str, kind: Any, said: str) -> Any:
         value = _fitted(_evaluated(ast.parse(text.strip(), mode="eval").body), kind)
     except InputError as error:
         why = f" {error}"
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # what ast.parse says of text that is no expression
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):  # of text that is no expression, and
+        # of whole numbers that are too large for a float
         pass
     value = _fitted(text, kind) if value is _Nothing else value
     if value is _Nothing:

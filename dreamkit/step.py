@@ -118,11 +118,14 @@ def advance(stage: Stage, state: State, first: int, seed: int, skip: bool) -> bo
 
 
 def cameras_of(now: Stage, streams: Streams) -> Cameras:
-    """The cameras of a step: one a picture, or one for as many particles as a batch holds."""
-    shared = min(now.particles, now.batch)
-    if shared == 1:
+    """The cameras of a step: one a picture, or one (one group) for as many particles as a batch holds."""
+    group = now.cameras.group
+    shared = min(now.particles, now.batch // group)
+    if shared <= 1 or now.batch % group:
         return now.cameras.sample(now.batch, streams)
-    return now.cameras.sample(-(-now.batch // shared), streams)[torch.arange(now.batch) // shared]
+    picture = torch.arange(now.batch)
+    of_group = picture // group // shared
+    return now.cameras.sample((int(of_group[-1]) + 1) * group, streams)[of_group * group + picture % group]
 
 
 def seen(images: Images, guide: Guide) -> Tensor:

@@ -29,7 +29,14 @@ def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """[V, 3] unit normals, the mean of the faces at a vertex weighted by area; 0 where there is none."""
     each = cross_products(vertices, faces).repeat_interleave(3, dim=0)
-    return directions(torch.zeros_like(vertices).index_add(0, faces.reshape(-1).long(), each))
+    return directions(summed(each, faces.reshape(-1).long(), len(vertices)))
+
+
+def summed(rows: Tensor, index: Tensor, count: int) -> Tensor:
+    """[count, C] the sums of rows [N, C] by index [N], added up in the same order whenever it is asked."""
+    zeros = rows.new_zeros(count, *rows.shape[1:])
+    # On CUDA index_add is atomic, in any order; index_put sorts.
+    return zeros.index_put((index,), rows, accumulate=True) if rows.is_cuda else zeros.index_add(0, index, rows)
 
 
 def directions(vectors: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from dreamkit.cameras import Orbit
 from dreamkit.guidance.estimate import Guided
 from dreamkit.guidance.levels import At
 from dreamkit.guidance.rules import SDS
-from dreamkit.priors import Diffusers
+from dreamkit.priors import STABLE_DIFFUSION, Diffusers
 from dreamkit.recipe import Adam, Cadence, Export, Guide, Recipe, Stage
 from dreamkit.representations.gaussians import Densify, Gaussians
 from dreamkit.representations.representation import RandomColour
@@ -65,7 +65,7 @@ def stage(first: int, last: int, size: int) -> Stage:
         guides=(
             Guide(
                 replace(SDS, levels=At(Linear(level(first), level(last))), trust=Guided(100.0)),
-                Diffusers("stabilityai/stable-diffusion-2-1-base"),
+                Diffusers(STABLE_DIFFUSION),
             ),
         ),
         cameras=Orbit(distance=(2.5, 2.5), fov_degrees=(49.1, 49.1), elevation_degrees=(-30.0, 30.0), size=size),

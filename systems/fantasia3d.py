@@ -14,14 +14,14 @@ from dreamkit.guidance.levels import Uniform
 from dreamkit.guidance.rules import SDS
 from dreamkit.guidance.weight import AlphaSigmaSquared
 from dreamkit.kernels.hashgrid import HashGridShape
-from dreamkit.priors import Diffusers
+from dreamkit.priors import STABLE_DIFFUSION, Diffusers
 from dreamkit.recipe import Cadence, Export, Guide, Recipe, Stage
 from dreamkit.render.lighting import Studio
 from dreamkit.representations import DMTet, MeshSurface
 from dreamkit.representations.dmtet import Ellipsoid
 from dreamkit.representations.network import Network
 
-prior = Diffusers("stabilityai/stable-diffusion-2-1-base")
+prior = Diffusers(STABLE_DIFFUSION)
 encoding = HashGridShape(levels=16, log2_entries=19, coarsest=16, finest=4096)
 cameras = Orbit(distance=(3.0, 3.0), fov_degrees=(25.0, 45.0), elevation_degrees=(-10.0, 45.0), size=512)
 rule = replace(SDS, levels=Uniform(0.02, 0.5))

@@ -11,12 +11,12 @@ is not here.
 
 from dreamkit.cameras import Orbit
 from dreamkit.guidance.rules import SDS
-from dreamkit.priors import Diffusers
+from dreamkit.priors import STABLE_DIFFUSION, Diffusers
 from dreamkit.recipe import Cadence, Export, Guide, Recipe, Stage
 from dreamkit.representations import MeshSurface
 from dreamkit.representations.paint import LatentTexture, Texture
 
-prior = Diffusers("stabilityai/stable-diffusion-2-1-base")
+prior = Diffusers(STABLE_DIFFUSION)
 
 recipe = Recipe(
     description="a mesh painted by SDS in Stable Diffusion's latents, then refined in colour",

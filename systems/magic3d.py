@@ -15,7 +15,7 @@ from dreamkit.guidance.levels import Uniform
 from dreamkit.guidance.rules import SDS
 from dreamkit.guidance.weight import One
 from dreamkit.kernels.hashgrid import HashGridShape
-from dreamkit.priors import Diffusers
+from dreamkit.priors import STABLE_DIFFUSION, Diffusers
 from dreamkit.recipe import Cadence, Export, Guide, Recipe, Stage
 from dreamkit.representations import DMTet, HashGrid
 from dreamkit.representations.dmtet import Explicit
@@ -23,7 +23,7 @@ from dreamkit.representations.network import Network
 from dreamkit.representations.representation import LearnedColour, Shading
 from dreamkit.schedule import Linear, Switch
 
-prior = Diffusers("stabilityai/stable-diffusion-2-1-base")
+prior = Diffusers(STABLE_DIFFUSION)
 encoding = HashGridShape(levels=16, log2_entries=19, coarsest=16, finest=4096)
 cameras = Orbit(distance=(2.8, 3.2), fov_degrees=(33.0, 45.0), elevation_degrees=(-10.0, 45.0), size=64)
 

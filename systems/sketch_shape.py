@@ -11,7 +11,7 @@ from dreamkit import losses
 from dreamkit.cameras import Orbit
 from dreamkit.guidance.rules import SDS
 from dreamkit.kernels.hashgrid import HashGridShape
-from dreamkit.priors import Diffusers
+from dreamkit.priors import STABLE_DIFFUSION, Diffusers
 from dreamkit.recipe import Cadence, Export, Guide, Recipe, Stage
 from dreamkit.representations import HashGrid
 from dreamkit.representations.sketch import Sketch
@@ -23,7 +23,7 @@ recipe = Recipe(
             representation=HashGrid(
                 encoding=HashGridShape(levels=16, log2_entries=19, finest=2048), hidden=64, step=0.02, cells=64
             ),
-            guides=(Guide(SDS, Diffusers("stabilityai/stable-diffusion-2-1-base")),),
+            guides=(Guide(SDS, Diffusers(STABLE_DIFFUSION)),),
             cameras=Orbit(fov_degrees=(33.0, 45.0), elevation_degrees=(-10.0, 75.0), size=64),
             losses=(losses.Weighted(Sketch(), 2.0), losses.Weighted(losses.entropy, 0.1)),
             steps=5_000,

@@ -31,10 +31,10 @@ from dreamkit.toybox.pictures import AMBIENT, LAMP_SPREAD
 SCALE = 4.0
 VIEWS = 4
 prior = Diffusers("toybox", views=VIEWS)
-shape = replace(SDS, levels=Uniform(Linear(0.7, 0.1), Linear(0.98, 0.55), per="object"), trust=Guided(SCALE))
+shape = replace(SDS, levels=Uniform(Linear(0.7, 0.1), Linear(0.98, 0.55)), trust=Guided(SCALE))
 detail = replace(
     SDS,
-    levels=Uniform(Linear(0.5, 0.2), Linear(0.9, 0.5), per="object"),
+    levels=Uniform(Linear(0.5, 0.2), Linear(0.9, 0.5)),
     trust=Denoised(SCALE, stride=0.3),
     weight=SigmaOverAlpha(),  # with it, and such pictures, an L2 loss to them
 )

@@ -98,14 +98,17 @@ def test_steps_are_shared_among_the_stages_and_add_up(stages, steps):
 EDITS = {"dds", "pds", "lusd"}
 
 
-@pytest.fixture(scope="module")
-def toybox_prior():
-    return Diffusers("toybox").load("cpu")
+@pytest.fixture(scope="module", params=[1, 4])
+def toybox_prior(request):
+    return Diffusers("toybox", views=request.param).load("cpu")
 
 
 @pytest.mark.parametrize("name", sorted(rules_by_name()))
 def test_the_toybox_serves_every_rule_that_needs_no_more_than_it_has(name, toybox_prior):
     recipe = composed(guidance=name, representation="image")
+    views = toybox_prior.views
+    cameras = replace(recipe.stages[0].cameras, group=views)
+    recipe = replace(recipe, stages=tuple(replace(stage, cameras=cameras, batch=views) for stage in recipe.stages))
     guide = recipe.stages[0].guides[0]
     if missing := guide.rule.needs - toybox_prior.capabilities:
         with pytest.raises(InputError, match=f"needs of its prior.*{min(missing)}"):

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import toybox
 from dreamkit.diffusion import Level
+from dreamkit.errors import InputError
 from dreamkit.guidance.rules import SDS
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.prompts import read_list
@@ -155,6 +156,15 @@ def test_a_folder_of_another_prompt_or_a_damaged_one_is_a_failure_of_one(tmp_pat
     (tmp_path / "run" / "run.json").write_text("{")
     assert toybox.make("a red mug", 0, tmp_path / "run", 1, []) is None
     assert "cannot be read" in capsys.readouterr().out
+
+
+def test_runs_of_other_arguments_are_not_taken_for_these(tmp_path, monkeypatch):
+    monkeypatch.setattr(toybox, "make", lambda prompt, seed, folder, threads, rest: folder)
+    first = toybox.runs_of(["a red mug"], [0, 1], tmp_path / "runs", ["--steps", "3"], 1)
+    assert first == [tmp_path / "runs" / f"a-red-mug-{seed}" for seed in (0, 1)]
+    assert toybox.runs_of(["a red mug"], [0, 1], tmp_path / "runs", ["--steps", "3"], 2) == first
+    with pytest.raises(InputError, match="give another --out"):
+        toybox.runs_of(["a red mug"], [0], tmp_path / "runs", ["--steps", "4"], 1)
 
 
 def test_promised_numbers_come_from_the_report():

@@ -146,12 +146,14 @@ MISTAKES = """
     --set export.formats=()                     => Export.formats names no format. Known: glb, obj, ply, stl
     --set export.formats=glb                    => a tuple of items that are each text, such as ('a', 'b') is expected
     --set "export.formats=('glb', 'glb')"       => Export.formats names a format twice: glb, glb.
-    --set export.turntable_seconds=-1           => Export.turntable_seconds is a time of at least 0 seconds; got -1.
+    --set export.turntable_seconds=-1           => Export.turntable_seconds is a time of 0 to 600 seconds; got -1.
+    --set export.unwrap_seconds=1e9             => Export.unwrap_seconds is a time of 0 to 86400 seconds; got 1e+09.
+    --set guides.0.weight=NUMBER                => is expected; got '999
     --steps 0                                   => --steps 0: one for every stage of the system is needed, so at least
     --device abacus                             => device 'abacus' is not a device.
     --device meta                               => device 'meta' is not supported
     with a blue hat                             => in quotes: "a red ball with a blue hat"
-    --out HERE/run                              => the output folder here.txt/run cannot be written
+    --out HERE/run                              => here.txt is a file. Choose another place with --out.
 """
 
 
@@ -160,7 +162,7 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(mistake, tmp_path, monkey
     extra, _, message = mistake.strip().partition("=> ")
     (tmp_path / "here.txt").write_text("mine")
     monkeypatch.chdir(tmp_path)
-    words = [word.replace("HERE", "here.txt") for word in shlex.split(extra)]
+    words = [word.replace("HERE", "here.txt").replace("NUMBER", "9" * 400) for word in shlex.split(extra)]
     usual = {"--system": TINY, "--out": "run"}
     rest = [word for pair in usual.items() if pair[0] not in words for word in pair]
     code, _, err = run(capfd, "generate", "a red ball", *words, *rest)
@@ -259,7 +261,13 @@ def test_a_home_that_cannot_be_written_costs_only_the_kept_kernels(tmp_path):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError("Unable to allocate 8 TiB"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")],
+    [
+        MemoryError("Unable to allocate 8 TiB"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("Failed to allocate 8 bytes on device 'cpu'"),
+    ],
 )
 def test_memory_that_runs_out_is_said_and_the_run_failed(error, tmp_path, capfd, monkeypatch):
     def out_of_it(*arguments: object, **others: object) -> None:
@@ -271,6 +279,31 @@ def test_memory_that_runs_out_is_said_and_the_run_failed(error, tmp_path, capfd,
     assert "dreamkit: memory ran out. Try a smaller --set batch" in err
     assert "Traceback" not in err
     assert Run.open(tmp_path / "run").status == "failed"
+
+
+def test_memory_that_runs_out_in_the_rehearsal_is_no_fault_of_the_recipe(tmp_path, capfd, monkeypatch):
+    def out_of_it(*arguments: object, **others: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 8 TiB.")
+
+    monkeypatch.setattr("dreamkit.rehearsal.take_step", out_of_it)
+    code, _, err = run(capfd, *generate(out=tmp_path / "run"))
+    assert code == 1
+    assert "dreamkit: memory ran out. Try a smaller --set batch" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_ffmpeg_there_is_all_but_the_film(tmp_path, capfd, monkeypatch):
+    import imageio_ffmpeg
+
+    def none() -> str:
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none)
+    with pytest.warns(UserWarning, match=r"no turntable\.mp4: imageio-ffmpeg finds no ffmpeg here"):
+        code, _, _ = run(capfd, *generate("--set", "export.turntable_seconds=1", out=tmp_path / "run"))
+    assert code == 0
+    assert (tmp_path / "run" / "preview.html").exists()
+    assert not (tmp_path / "run" / "turntable.mp4").exists()
 
 
 def test_what_is_no_mistake_of_a_user_keeps_its_traceback(finished, monkeypatch):

@@ -278,6 +278,11 @@ def test_out_is_for_files_and_a_file_is_not_written_over(scenes, tmp_path, capfd
     with pytest.raises(InputError, match="written over"):
         api.convert(path, tmp_path, settings={"formats": "('splat-ply',)"})
     assert path.read_bytes() == before
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="is the folder of a run, whose files would be written over"):
+        api.convert(path, tmp_path / "run", settings={"formats": "('glb',)"})
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["run.json"]
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
     assert "--out is for files" in capfd.readouterr().err
 

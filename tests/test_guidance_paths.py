@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamkit.diffusion import Level, ddim
 from dreamkit.guidance import CSD, SDS, Rule, gradient, noise, rules
 from dreamkit.guidance.estimate import Drawn, Guided, Nothing, PerpNeg, Plain
-from dreamkit.guidance.levels import Above, At, Uniform
+from dreamkit.guidance.levels import Above, At, Uniform, drawn
 from dreamkit.guidance.noise import Fresh, Inverted, Kept, Simulated
 from dreamkit.guidance.rule import Noise, Probe
 from dreamkit.guidance.weight import One, SigmaOverAlpha
@@ -76,6 +76,41 @@ def test_asd_is_its_row_of_the_golden_table():
 )
 def test_rules_on_an_inverted_path_are_their_rows_of_the_golden_table(rule, want):
     assert look(there(rule, OnGrid()), batch([2.0]), prior_of()).item() == pytest.approx(want, abs=1e-6)
+
+
+def inverted(x: Tensor, k: float | tuple[float, ...], noise: Inverted) -> Tensor:
+    """The noise that the inversion of x finds at level k."""
+    rule = Rule(AtK((("main", k),)), noise, trust=Drawn(), subtract=Nothing(), weight=One())
+    return look(rule, x, prior_of())
+
+
+def test_an_inversion_walks_up_the_schedule_in_its_strides():
+    """In z / alpha the step of one Gaussian from k to k' is (x - m) (s^2 + k k') / (s^2 + k^2)."""
+    ks = [float(prior_of().level_at(index).k) for index in (0, 100, 200, 300, 350)]
+    off = 2.0 - 0.3
+    for k, to in itertools.pairwise(ks):
+        off *= (S**2 + k * to) / (S**2 + k**2)
+    found = inverted(batch([2.0]), ks[-1], Inverted(stride=0.1, steps=None, start=False))
+    assert found.item() == pytest.approx((0.3 + off - 2.0) / ks[-1], rel=1e-9)
+
+
+def test_an_inversion_adds_noise_of_its_share_of_the_ddpm_deviation():
+    low, high = (prior_of().level_at(index) for index in (0, 500))
+    x = torch.full((4000, 1, 1, 1), 2.0, dtype=torch.float64)
+    found = inverted(x, float(high.k), Inverted(stride=1.0, start=False, eta=0.3))
+    abar, before = float(high.alpha) ** 2, float(low.alpha) ** 2
+    want = 0.3**2 * (1 - before) / (1 - abar) * (1 - abar / before) / (1 - abar)
+    assert found.var().item() == pytest.approx(want, rel=5 * (2 / 4000) ** 0.5)  # five deviations of a variance
+
+
+def test_an_inversion_goes_beyond_the_level_by_up_to_its_share_of_the_schedule():
+    x = torch.full((200, 1, 1, 1), 2.0, dtype=torch.float64)
+    far = (drawn(Streams(0, 0), "beyond", 200) * 100).floor()
+    assert far.min() < 5
+    assert far.max() > 95
+    ks = tuple(float(prior_of().level_at(400 + int(index)).k) for index in far)
+    walk = Inverted(stride=0.1, steps=None, start=False)
+    same(inverted(x, float(prior_of().level_at(400).k), replace(walk, beyond=0.1)), inverted(x, ks, walk))
 
 
 def test_a_sample_made_by_inversion_pays_for_its_predictions_once():
@@ -349,7 +384,6 @@ def test_a_rule_takes_over_a_systems_levels_and_keeps_its_own_second_one():
     assert rules.SDS.levels.within(system) == system
     assert rules.ISM.levels.within(system) == replace(rules.ISM.levels, base=system)
     assert rules.SDS.levels.within(rules.ISM.levels) == rules.ISM.levels.base
-    assert rules.MV_SDS.levels.within(Uniform(0.1, 0.2)) == Uniform(0.1, 0.2, "object")
     assert rules.CDS.levels.within(system) == rules.CDS.levels  # a path of levels is the rule's own
     assert rules.SDS.levels.within(rules.SDI.levels) == rules.SDI.levels
     with pytest.raises(ValueError, match="cannot lend"):

@@ -163,8 +163,9 @@ def test_denoised_takes_each_sample_down_its_own_levels():
 def test_denoised_with_fresh_noise_draws_from_the_bell():
     prior, count = prior_of(), 4000
     x, noise = batch(1.1 + S * standard(count, 0)), batch(standard(count, 1))
-    ends = x - look(at(to_pictures(1.0, 0.02, 1.0), 4.0, noise), x, prior)
-    # Samples of the bell go in, so samples come out: four standard errors, and what 50 steps leave.
+    ends = x - look(at(to_pictures(1.0, 0.005, 1.0), 4.0, noise), x, prior)
+    # Samples of the bell go in, so samples come out: four standard errors, and what 200 steps leave, of first order (50
+    # leave 0.08).
     assert abs(ends.mean().item() - 1.1) < 4 * S / count**0.5
     assert abs(ends.std().item() / S - 1) < 4 / (2 * count) ** 0.5 + 0.02
     # And others: only E[x | z] is kept of x, a correlation of S^2 / (S^2 + k^2) = 0.03, where the flow keeps 0.17.

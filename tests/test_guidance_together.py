@@ -136,7 +136,7 @@ def test_a_deviation_is_that_of_all_views_of_an_object():
 
 
 def test_the_views_of_an_object_share_a_level_and_objects_do_not():
-    levels = Uniform(0.02, 0.98, "object")
+    levels = Uniform(0.02, 0.98)
     t = levels(joint(), 400, Streams(0, 0))["main"].t.reshape(100, 4)
     assert (t == t[:, :1]).all()
     assert len(set(t[:, 0].tolist())) > 80
@@ -370,10 +370,22 @@ def test_a_corrective_goes_on_from_its_state():
         assert torch.equal(step(one, number), step(other, number))
 
 
-@pytest.mark.parametrize("name", ["ASD", "CDS", "SDI", "VSD", "F_DIV", "LMC"])
+@pytest.mark.parametrize("name", ["SDS_ANNEALED", "SDS_DREAMTIME", "ASD", "CDS", "SDI", "VSD", "F_DIV", "LMC"])
 def test_whatever_a_rule_asks_views_of_one_object_share_a_level(name):
     """The prior asserts it of every question: also those of second levels, of walks, and of what is trained."""
-    rule = RULES[name]
-    rule = replace(rule, levels=rule.levels.within(MV.levels))
     for step in range(3):
-        assert look(rule, X, joint(RING), step).isfinite().all()
+        assert look(RULES[name], X, joint(RING), step).isfinite().all()
+
+
+def test_a_teacher_of_views_that_are_seen_together_learns_whole_objects():
+    prior, taught = joint(RING), []
+    rule = replace(rules.BOOTSTRAPPED_SD, trust=replace(rules.BOOTSTRAPPED_SD.trust, every=1, kept=2, steps=2))
+    parts = rule.parts(prior, Streams(0, -1))
+    part = parts["bootstrap"]
+    part.teacher.fit = lambda pictures, *rest: float(taught.append(pictures) or 0.0)
+    for step in range(8):
+        gradient(rule, prior, X, conditions_of(prior, len(X)), Streams(0, step), progress=0.0, parts=parts)
+        objects = part.pictures.reshape(-1, 4, 3, 2, 2)
+        assert len(objects) == min(step + 1, 2)
+        for one in taught[-1].reshape(2, 4, 3, 2, 2):
+            assert any(torch.equal(one, whole) for whole in objects)

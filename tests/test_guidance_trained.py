@@ -353,15 +353,27 @@ def test_lusds_gradient_has_the_deviation_it_is_told():
 
 def test_lusd_draws_once_if_little_is_enough_and_again_only_what_says_too_little():
     prior = colours()
-    parts = LUSD.parts(prior, Streams(0, -1))
-    parts["local"].least = 0.0
-    look(LUSD, PICTURES, prior, parts)
+    look(replace(LUSD, noise=Gated(0.0)), PICTURES, prior)
     assert (prior.calls, prior.samples) == (1, 6)
-    parts["local"].least = 0.3  # at high levels the two prompts differ by less
-    look(LUSD, PICTURES, prior, parts)
+    look(replace(LUSD, noise=Gated(0.3)), PICTURES, prior)  # at high levels the two prompts differ by less
     assert 1 < prior.calls - 1 <= 10
     assert prior.samples - 6 < 6 * (prior.calls - 1)
-    assert parts["local"].least == pytest.approx(0.3 * 0.99 ** (prior.calls - 2), rel=0.02)
+
+
+@pytest.mark.parametrize(("more", "draws"), [(0.999, 1), (1.005, 2), (1.015, 3), (1.15, 10)])
+def test_lusd_expects_a_hundredth_less_of_every_further_draw_and_begins_anew_at_the_next_step(more, draws):
+    """At one level, all that two Gaussians' predictions differ by is a constant, whatever the noise."""
+    bells = (Bell("", 0.0, 0.5), Bell("y", (1.0, 0.0, 0.2), 0.5), Bell("bad", -1.0, 0.5))
+    prior, names = prior_of(bells, size=4, channels=3), ["main", *(f"again{i}" for i in range(1, 10))]
+    level = prior.level_of_k(torch.full((3,), 2.0, dtype=torch.float64))
+    asked = conditions_of(prior, 3)
+    told, was = prior.predict(PICTURES, level, [asked["prompt"], asked["source"]])
+    parts, before = LUSD.parts(prior, Streams(0, -1)), prior.calls
+    enough = Gated(more * (told - was).flatten(1).std(1).mean().item())
+    rule = replace(LUSD, levels=AtK(tuple((name, 2.0) for name in names)), noise=enough)
+    for step in range(2):
+        look(rule, PICTURES, prior, parts, step)
+    assert prior.calls - before == 2 * draws
 
 
 def test_lusd_of_equal_prompts_ends_and_pulls_to_the_source_alone():
@@ -379,19 +391,20 @@ def test_lusd_of_equal_prompts_ends_and_pulls_to_the_source_alone():
     assert got.gradient.abs().max() == 0
 
 
-def test_lusd_changes_nothing_where_nobody_looks_and_remembers_a_tenth_of_the_last_mask(monkeypatch):
+def test_lusd_changes_nothing_where_nobody_looks_and_remembers_nine_tenths_of_the_last_mask(monkeypatch):
     prior = colours()
     looked = torch.zeros(3, 1, 4, 4, dtype=torch.float64)
     looked[..., :2] = 1.0
     attended = type(prior).attended
     monkeypatch.setattr(type(prior), "attended", lambda *given: (*attended(*given)[:2], looked))
-    parts = LOCAL.parts(prior, Streams(0, -1))
-    got = look(LOCAL, PICTURES, prior, parts)
+    rule = replace(LOCAL, noise=Gated(0.0))
+    parts = rule.parts(prior, Streams(0, -1))
+    got = look(rule, PICTURES, prior, parts)
     assert got[..., 2:].abs().max() == 0
     assert got[..., :2].abs().min() > 0
-    looked, parts["local"].least = looked.flip(-1), 0.0
-    look(LOCAL, PICTURES, prior, parts, 1)
-    same(parts["local"].last, 0.9 * looked + 0.1 * looked.flip(-1))
+    looked = looked.flip(-1)
+    look(rule, PICTURES, prior, parts, 1)
+    same(parts["local"].last, 0.1 * looked + 0.9 * looked.flip(-1))
 
 
 def test_retries_are_draws_of_their_own_in_a_systems_range():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dreamkit import api, cli, evaluate, loop
-from dreamkit.cameras import ring
+from dreamkit.cameras import Orbit, ring
 from dreamkit.errors import InputError
 from dreamkit.guidance.estimate import Guided
 from dreamkit.guidance.rules import RSD, SDS, VSD
@@ -65,6 +65,22 @@ def test_particles_of_one_group_are_seen_by_one_camera_and_all_take_turns():
     assert len(cameras_of(stage_of(batch=2), Streams(0, 0))) == 2
     seen = {tuple(scenes().order(2, Streams(0, step))) for step in range(60)}
     assert len(seen) == 6  # every ordered pair
+
+
+def test_particles_that_a_prior_sees_from_several_sides_together_come_side_by_side():
+    stage = stage_of(particles=3, batch=8, cameras=Orbit(size=8, group=2))
+    cameras, scene = cameras_of(stage, Streams(0, 0)), stage.scenes.build(CPU, Streams(0, -1))
+    where = cameras.camera_to_world
+    assert torch.equal(where[:2], where[2:4])
+    assert torch.equal(where[:2], where[4:6])
+    assert not torch.equal(where[:2], where[6:8])
+    order, pictures = scene.order(8, Streams(0, 0)), scene.render(cameras, Streams(0, 0)).rgb
+    assert sorted(order) == [0, 1, 2]
+    for i, picture in enumerate(pictures):
+        assert torch.equal(picture, scene.scenes[order[i // 2 % 3]].render(cameras[i : i + 1]).rgb[0])
+    assert len(scene.order(4, Streams(0, 0))) == 2
+    with pytest.raises(InputError, match="groups of 2"):
+        cameras_of(replace(stage, batch=5), Streams(0, 0))
 
 
 def test_particles_start_apart_and_a_state_goes_from_one_to_another():

@@ -353,6 +353,37 @@ def test_without_a_network_the_hub_is_one_clear_sentence(monkeypatch):
     assert "forty" not in str(error.value)
 
 
+def in_half_precision_only(folder: Path, to: Path) -> Path:
+    """The folder with its weights as files of the variant "fp16", the only ones of some models."""
+    for file in Path(shutil.copytree(folder, to)).rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    return to
+
+
+def test_a_folder_of_half_precision_files_alone_is_read(stable, tmp_path):
+    one, other = load(stable), load(in_half_precision_only(stable, tmp_path / "half"))
+    x, level = torch.randn(1, *one.shape, generator=torch.Generator().manual_seed(0)), one.level(0.5)
+    said = [prior.eps(x, level, prior.condition(["a red mug"])) for prior in (one, other)]
+    assert torch.equal(*said)
+
+
+def test_half_precision_is_had_from_the_hub_where_there_is_nothing_else(stable, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    half, skipped = in_half_precision_only(stable, tmp_path / "half"), []
+
+    def download(source: str, ignore_patterns: list[str], **options: object) -> str:
+        skipped.append("*.fp16.*" in ignore_patterns)
+        if not skipped[-1]:
+            return str(half)
+        bare = shutil.copytree(half, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+        return str(bare)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert find("owner/model") == half
+    assert skipped == [True, False]
+
+
 def test_missing_toybox_weights_say_so(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "TOYBOX", tmp_path)
     with pytest.raises(InputError, match="toybox's weights are not in this installation"):

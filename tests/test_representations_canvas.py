@@ -9,6 +9,7 @@ import torch
 
 from dreamkit import api
 from dreamkit.cameras import orbit
+from dreamkit.errors import InputError
 from dreamkit.representations import Canvas
 from dreamkit.streams import Streams
 
@@ -76,3 +77,7 @@ def test_export_writes_a_canvas_again(tmp_path):
     (tmp_path / "run" / "picture.png").unlink()
     api.export(tmp_path / "run")
     assert (tmp_path / "run" / "picture.png").read_bytes() == first
+    with pytest.raises(InputError, match=r"written as picture\.png, and there is nothing to set"):
+        api.export(tmp_path / "run", settings={"formats": "('glb',)"})
+    with pytest.raises(InputError, match="made a picture, not a mesh"):
+        api.evaluate([tmp_path / "run"])

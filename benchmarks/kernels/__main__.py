@@ -39,7 +39,10 @@ def main() -> None:
     )
     parser.add_argument("--plot", type=Path, help="write a plot of time against size instead of the table")
     arguments = parser.parse_args()
-    where = device.choose(arguments.device)
+    try:
+        where = device.choose(arguments.device)
+    except InputError as error:
+        parser.error(str(error))
     chosen = [w for w in WORKLOADS if arguments.only in w.name]
     if arguments.plot:
         plot(chosen, where, arguments.rounds, arguments.plot)

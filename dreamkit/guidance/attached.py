@@ -165,7 +165,7 @@ def _seen(textures: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return total * over(number.clamp(min=1).double().rsqrt(), total), number > 0
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)  # for steps on several GPUs at once
 def _drawn(streams: Streams, count: int, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Textures that the seed alone says; the last ones are kept at hand."""
     return streams.normal("textures", (count, channels)).to(dtype=dtype, device=device)

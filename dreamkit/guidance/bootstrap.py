@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import Level, cfg
+from dreamkit.guidance.levels import drawn
 from dreamkit.guidance.rule import Ask, Estimate, Part, Probe
 from dreamkit.guidance.student import StudentPart
 from dreamkit.priors.prior import Condition, Prior
@@ -44,9 +45,9 @@ class Personal(InTurn):
 
     The stage is divided into `periods`. In the first part of each, the share `apart`, only the teacher is trained: at
     every step on one of the last `kept` better pictures, of which a new one is made every `every` steps, by noising the
-    picture of the first view up to the fraction `strength` and sampling back (SDEdit). In the rest of a period the
-    student is trained instead. The known code has 5 periods of 1000 steps, 200 of them apart; its `strength` was not
-    read.
+    picture of the first view up to the fraction `strength` and sampling back (SDEdit). Where the prior sees several
+    views together, all of the first object's are one such picture. In the rest of a period the student is trained
+    instead. The known code has 5 periods of 1000 steps, 200 of them apart; its `strength` was not read.
 
     scale          of the teacher's guidance
     rate           AdamW's, for teacher and student
@@ -109,9 +110,10 @@ class BootstrapPart(Part):
             self._improve(probe)
         assert self.pictures is not None
         assert self.made_for is not None
-        count, device = len(probe.x), self.pictures.device
-        pick = (streams.uniform("pick", (count,)) * len(self.pictures)).long().to(device)
-        forget = streams.uniform("forget", (count,)).to(device) < self.spec.drop_prompt
+        count, device, views = len(probe.x), self.pictures.device, self.prior.views
+        pick = (drawn(streams, "pick", count, views) * (len(self.pictures) // views)).long() * views
+        pick = (pick + torch.arange(count) % views).to(device)
+        forget = drawn(streams, "forget", count, views).to(device) < self.spec.drop_prompt
         either = Condition.cat([self.made_for[pick], probe.conditions["null"]])
         told = either[torch.arange(count, device=device) + count * forget]
         return self.teacher.fit(self.pictures[pick].to(probe.x), told, None, streams)
@@ -134,8 +136,12 @@ class BootstrapPart(Part):
             self.made_for = Condition({name: value.to(device) for name, value in state["made_for"].items()})
 
     def _improve(self, probe: Probe) -> None:
-        """Make a better picture of the first view with the frozen prior, and forget the oldest if there are many."""
-        spec, first = self.spec, slice(0, 1)
+        """Make a better picture of the first view with the frozen prior, and forget the oldest if there are many.
+
+        Where the prior sees several views together, it is one of all views of the first object.
+        """
+        spec, first = self.spec, slice(0, self.prior.views)
+        oldest = -spec.kept * self.prior.views
         prompt, null = probe.conditions["prompt"][first], probe.conditions["null"][first]
         better = sample(
             self.prior,
@@ -151,5 +157,5 @@ class BootstrapPart(Part):
             return
         pictures = [better] if self.pictures is None else [self.pictures, better.to(self.pictures)]
         made_for = [prompt] if self.made_for is None else [self.made_for, prompt]
-        self.pictures = torch.cat(pictures)[-spec.kept :]
-        self.made_for = Condition.cat(made_for)[slice(-spec.kept, None)]
+        self.pictures = torch.cat(pictures)[oldest:]
+        self.made_for = Condition.cat(made_for)[slice(oldest, None)]

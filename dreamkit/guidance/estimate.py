@@ -101,7 +101,7 @@ class Denoised(Estimate):
             arrived, index = index < 0, index - stride
             lower = prior.level_at(index.round().long().clamp(min=0))
             mixed, eta = cfg(said[0], said[1], fixed(self.scale)), fixed(self.eta)
-            fresh = probe.streams.normal(f"eta{number}", tuple(x.shape), like=x) if eta != 0 else None
+            fresh = probe.streams.normal(f"denoised/eta{number}", tuple(x.shape), like=x) if eta != 0 else None
             moved = ddim(x, mixed, level, _none_where(index < 0, lower), eta, fresh)
             x = torch.where(over(arrived, x) > 0, x, moved)  # a sample that has arrived waits for the others
             if bool((index < 0).all()):
@@ -257,8 +257,8 @@ class Latent(Estimate):
     The stochastic latent of the step from "main" to "lower" is (x_lower - c0 x0 - c1 x_main) / s; in the difference of
     two images with shared noise all but psi (x - x') + chi (eps - eps') cancels (Posterior Distillation Sampling,
     arXiv:2311.13831, eq. 12). With the coefficients of a true DDPM step psi is 0, and the rule is DDS times chi; the
-    authors' code has psi > 0 because it takes beta from a finer grid than its steps. Here that pull to the source is
-    said outright: `identity` is psi.
+    authors' code has psi > 0 because it takes beta from a finer grid than its steps of two indices. Here that pull to
+    the source is said outright: `identity` is psi. Their chi, too, is about that of a step of one index.
     """
 
     mixes: ClassVar[bool] = True

@@ -46,8 +46,7 @@ def _single(levels: Levels) -> Single:
 class Uniform(Single):
     """One index per sample (or one for the batch), uniform over floor(T low) .. floor(T high), both included.
 
-    Where the prior sees several samples together as views of one object (`Prior.views`), per="object" draws one index
-    for each of these groups.
+    Samples that the prior sees together, as views of one object (`Prior.views`), share an index.
 
     With the default bounds and T = 1000 that is 20..980 (DreamFusion, arXiv:2209.14988). An annealed range is
     `Uniform(0.02, Linear(0.98, 0.3))`; ProlificDreamer's is `Uniform(0.02, Switch(0.98, 0.5, 0.2))`.
@@ -55,21 +54,18 @@ class Uniform(Single):
 
     low: Number = 0.02
     high: Number = 0.98
-    per: Literal["sample", "batch", "object"] = "sample"
+    per: Literal["sample", "batch"] = "sample"
 
     def __call__(self, prior: Prior, batch: int, streams: Streams) -> dict[str, Level]:
         steps = prior.schedule.steps
         first, last = _index(fixed(self.low), steps), _index(fixed(self.high), steps)
         if last < first:
             raise ValueError(f"{self}: the range of levels is empty")
-        together = {"sample": 1, "batch": batch, "object": prior.views}[self.per]
-        draw = drawn(streams, "level", batch, together)
+        draw = drawn(streams, "level", batch, batch if self.per == "batch" else prior.views)
         return {"main": prior.level_at(first + (draw * (last - first + 1)).long().clamp(max=last - first))}
 
     def within(self, base: Levels) -> Levels:
-        """Levels of another; views that are seen together still share one, whatever a system of single views has."""
-        own = _single(base)
-        return replace(own, per="object") if self.per == "object" and isinstance(own, Uniform) else own
+        return _single(base)
 
 
 @dataclass(frozen=True)

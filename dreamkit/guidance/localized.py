@@ -35,17 +35,22 @@ class Gated(Noise):
     """Fresh noise; drawn again, with the level, where the two prompts hardly differ.
 
     A draw counts if the deviation of eps_prompt - eps_source over a sample's elements is at least tau; else that sample
-    takes the next of `Retries`' levels, and tau shrinks by 1 %, for good. The last draw counts as it is. The known code
-    draws on until one counts; equal prompts would keep it for ever. Costs two samples a draw, one call for those drawn.
+    takes the next of `Retries`' levels, and tau shrinks by 1 % until the next step. The last draw counts as it is. The
+    known code draws on until one counts; equal prompts would keep it for ever. Costs two samples a draw, one call for
+    those drawn.
+
+    least      tau at a step's first draw
     """
 
     part_name: ClassVar[str] = "local"
+
+    least: float = 0.01
 
     def __call__(self, probe: Probe) -> Noised:
         part, x = probe.part("local", LocalPart), probe.x
         names = ["main", *(name for name in probe.levels if name.startswith("again"))]
         kept = {name: torch.zeros_like(x) for name in ("noise", "prompt", "source")}
-        level, seen = probe.levels["main"], torch.ones_like(x[:, :1])
+        level, seen, least = probe.levels["main"], torch.ones_like(x[:, :1]), self.least
         todo = torch.arange(len(x))
         for name in names:
             fresh = probe.streams.normal("noise" if name == "main" else f"{name}/noise", tuple(x.shape), like=x)
@@ -58,10 +63,10 @@ class Gated(Noise):
             # What is broken must not be remembered; the sample itself is dropped where its gradient is looked at.
             seen[here] = where.to(seen).nan_to_num(1.0, posinf=1.0, neginf=1.0)
             spread = (prompt - source).flatten(1).std(1).cpu()
-            todo = todo[spread < part.least]
+            todo = todo[spread < least]
             if len(todo) == 0:
                 break
-            part.shrink()
+            least *= 0.99
         part.look(seen)
         answers = {Ask(condition): kept[condition] for condition in ("prompt", "source")}
         return Noised(kept["noise"], answers=answers, levels={"main": level})
@@ -74,8 +79,8 @@ class Gated(Noise):
 class Localized(Estimate):
     """size d / std(d), with d = (1 - identity) m (eps_prompt - eps_source) + identity (x - x_source), per sample.
 
-    m = mask M + 1 - mask, with M in [0, 1] the map of the words that only the target prompt has (`Prior.attended`), a
-    tenth of the last step's in it. Where d is the same everywhere the direction is zero.
+    m = mask M + 1 - mask, with M in [0, 1] the map of the words that only the target prompt has (`Prior.attended`),
+    nine tenths of the last step's in it. Where d is the same everywhere the direction is zero.
 
     size       the deviation of the gradient
     mask       how much of the map is believed
@@ -106,18 +111,14 @@ class Localized(Estimate):
 
 
 class LocalPart(Part):
-    """What the rule remembers: how little a draw may say, and the last mask. Nothing is trained."""
+    """What the rule remembers: the last mask. Nothing is trained."""
 
-    memory = 0.1
+    memory = 0.9
 
     def __init__(self, prior: Prior):
-        self.device, self.least = prior.device, 0.01
+        self.device = prior.device
         self.last: Tensor | None = None
         self._seen: Tensor | None = None
-
-    def shrink(self) -> None:
-        """A draw said too little: expect less."""
-        self.least *= 0.99
 
     def look(self, seen: Tensor) -> None:
         """Take this step's maps [B, 1, h, w]."""
@@ -137,10 +138,10 @@ class LocalPart(Part):
         return 0.0
 
     def state(self) -> dict[str, Any]:
-        return {"least": self.least, "last": self.last}
+        return {"last": self.last}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.least, last = float(state["least"]), state["last"]
+        last = state["last"]
         self.last = None if last is None else last.to(self.device)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dreamkit.diffusion import over, preserved
 from dreamkit.errors import InputError
+from dreamkit.guidance.networks import SCALE
 from dreamkit.guidance.rule import Ask, Estimate, Probe
 from dreamkit.priors.analytic import resized
 from dreamkit.schedule import Number, fixed
@@ -60,7 +61,8 @@ class Repelled(Estimate):
             found = self._features(rgb).flatten(1)
             squared = (found[:, None] - found.detach()[None]).square().sum(-1)
             kernel = torch.exp(-squared / bandwidth(squared.detach(), together)) * together
-            return torch.autograd.grad(kernel.sum(1).clamp(min=1e-12).log().sum(), z)[0]
+            crowded = kernel.sum(1).clamp(min=1e-12).log().sum()
+            return torch.autograd.grad(SCALE * crowded, z)[0] / SCALE
 
     def _features(self, rgb: Tensor) -> Tensor:
         if not self.features:

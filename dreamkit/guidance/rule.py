@@ -354,9 +354,10 @@ def check(rule: Rule, prior: Prior, conditions: Iterable[str] = CONDITIONS) -> N
     if missing:
         who = "; ".join(f"{name!r} ({CAPABILITIES.get(name, 'no known prior has it')})" for name in missing)
         has = ", ".join(sorted(prior.capabilities)) or "no optional capability"
+        alone = f" Shown single views it may have more: --prior {prior.name}." if prior.views > 1 else ""
         raise InputError(
             f"this rule needs of its prior {who}, but the prior {prior.name!r} has {has}. "
-            "Choose another rule, or another prior with --prior."
+            f"Choose another rule, or another prior with --prior.{alone}"
         )
     known = set(conditions).union(*(piece.names for piece in rule.pieces))
     unknown = sorted({ask.condition for ask in rule.asks()} - known)

@@ -49,7 +49,8 @@ SDS_DREAMTIME = replace(SDS, levels=At(DreamTime()))
 HIFA = replace(SDS, levels=At(Sqrt(0.98, 0.3)), trust=Denoised(100.0, eta=1.0), weight=SigmaOverAlpha())
 """HiFA (arXiv:2305.18766): at levels that only come down, an L2 loss to a picture denoised in several steps.
 
-Its second loss, of decoded latents (weight 0.1), is not here: under a pixel prior it is the first one."""
+Its second loss, of decoded latents (weight 0.1), is not here: under a pixel prior it is the first one. The authors'
+code weighs the first by 0.05, which counts beside other losses (`Guide.weight`), and adds ones of a NeRF's depth."""
 
 SDS_PERP_NEG = replace(SDS, trust=PerpNeg(101.0))
 """SDS away from the negative prompt, but never against the prompt (Perp-Neg, arXiv:2304.04968)."""
@@ -70,13 +71,15 @@ CSD = replace(SDS, trust=Plain("prompt"), subtract=Plain("null"))
 
 CSD_NEGATIVE = replace(
     SDS,
-    levels=Uniform(0.02, Linear(0.98, 0.5)),
+    levels=Uniform(0.02, Switch(0.98, 0.5, 0.5)),
     trust=Combination(prompt=1.0, negative=Linear(0.0, -1.0, until=0.5), null=Linear(-1.0, 0.0, until=0.5)),
     subtract=Nothing(),
     weight=One(),
     post=(NormalizeBatch(),),
 )
-"""CSD that moves from the null to the negative prompt in the first half, with the gradient's norm taken out."""
+"""CSD that moves from the null to the negative prompt in the first half, with the gradient's norm taken out.
+
+The authors' code also lets the negative prompt act across the prompt alone (Perp-Neg), which is left out here."""
 
 NFSD = replace(SDS, trust=NoiseFree(7.5), subtract=Nothing())
 """Noise-Free Score Distillation (arXiv:2310.17590). It wants a negative prompt; with none it is CSD above k = 0.57."""
@@ -119,7 +122,9 @@ TSM = replace(ISM, levels=replace(_INTERVAL, gamma=0.3), subtract=Plain("null", 
 """Trajectory Score Matching (Dreamer XL, arXiv:2405.11252): ISM whose two samples leave the path at one point."""
 
 CSM = replace(ISM, trust=Plain("prompt"), subtract=Plain("null"))
-"""Classifier Score Matching (TV-3DG, arXiv:2410.21299): CSD on an inverted sample. Derived from the abstract."""
+"""Classifier Score Matching (TV-3DG, arXiv:2410.21299): CSD on an inverted sample. Derived from the abstract.
+
+The paper's VPCSM, which also shows the prior a picture, is not here: no prior here takes one."""
 
 SDI = Rule(
     At(Linear(0.98, 0.25)),
@@ -161,7 +166,7 @@ SEMANTIC_SDS = replace(SDS, levels=Uniform(0.02, Switch(0.98, 0.5, 0.2)), trust=
 Its schedule of one object, pairs and the whole is left out; its regions are boxes here, not learned."""
 
 MV_SDS = Rule(
-    Uniform(Linear(0.98, 0.02, until=0.8), Linear(0.98, 0.5, until=0.8), "object"),
+    Uniform(Linear(0.98, 0.02, until=0.8), Linear(0.98, 0.5, until=0.8)),
     Fresh(),
     trust=Jointly(50.0, against="negative", rescale=0.5),
     subtract=Drawn(),
@@ -224,7 +229,7 @@ DDS = Rule(
 """Delta Denoising Score (arXiv:2304.07090): an edit is the difference to the source's own score."""
 
 PDS = Rule(
-    Below(Uniform(), gap=0.002),
+    Below(Uniform(), gap=0.001),
     Fresh(),
     trust=Latent(100.0, identity=0.03),
     subtract=Latent(100.0, "source", image="source", identity=0.03),

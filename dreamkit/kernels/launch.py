@@ -16,6 +16,7 @@ import sys
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -112,7 +113,9 @@ def launch_in_turn(
         for kernel, _, _ in steps:
             _compile(kernel)
         others = [_pool(os.getpid(), slices - 1).submit(run, i) for i in range(1, slices)]
-    run(0)
+    # A launch leaves its device the current one of the thread: put back.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        run(0)
     if slices > 1:
         for other in others:
             other.result()

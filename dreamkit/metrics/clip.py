@@ -28,7 +28,7 @@ class Clip:
                 "that transformers reads, such as a download of openai/clip-vit-base-patch32."
             )
         try:
-            model: Any = CLIPModel.from_pretrained(str(self.folder), local_files_only=True)
+            model: Any = CLIPModel.from_pretrained(str(self.folder), local_files_only=True, dtype=torch.float32)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except Exception as error:  # transformers raises whatever its parts meet
             raise InputError(f"{folder} cannot be read as a CLIP model: {error}") from error

@@ -1,7 +1,7 @@
 """Priors: frozen diffusion models, and exact ones to test against."""
 
 from dreamkit.priors.analytic import Bell, Gaussian, Mixture
-from dreamkit.priors.pretrained import Diffusers
+from dreamkit.priors.pretrained import STABLE_DIFFUSION, Diffusers
 from dreamkit.priors.prior import CAPABILITIES, Condition, Prior, PriorSpec, view_conditions
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "CAPABILITIES",
     "view_conditions",
     "Diffusers",
+    "STABLE_DIFFUSION",
     "Gaussian",
     "Mixture",
     "Bell",

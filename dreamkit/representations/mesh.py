@@ -60,7 +60,7 @@ from dreamkit.representations.representation import (
 from dreamkit.representations.surface import baked, surface_of
 from dreamkit.schedule import Number, fixed, resolve
 from dreamkit.streams import Streams
-from dreamkit.triangles import directions, unique_edges
+from dreamkit.triangles import directions, summed, unique_edges
 
 SHAPE = ("vertices", "faces", "uv", "placement")
 """What a state says of the base mesh; all else follows from it."""
@@ -204,11 +204,10 @@ class _Shape:
         """Values [W, C], each replaced `times` times by the mean of itself and its neighbours' mean."""
         if times == 0:
             return values
-        first, second = self.edges.unbind(1)
+        ends, others = torch.cat([self.edges, self.edges.flip(1)]).unbind(1)
         share = 0.5 / self.degree.to(values)
         for _ in range(times):
-            around = torch.zeros_like(values).index_add(0, first, values[second]).index_add(0, second, values[first])
-            values = 0.5 * values + share * around
+            values = 0.5 * values + share * summed(values[others], ends, len(values))
         return values
 
 
@@ -442,7 +441,7 @@ class MeshScene:
         # Solves e_i = d_i,u T + d_i,v B for T, but for its length: the mean is weighted by area.
         tangent = (e1 * d2[:, 1:] - e2 * d1[:, 1:]) * side
         each = tangent.repeat_interleave(3, dim=0)
-        total = corners.new_zeros(len(shape.uv), 3).index_add(0, shape.faces.reshape(-1).long(), each)
+        total = summed(each, shape.faces.reshape(-1).long(), len(shape.uv))
         at = directions(total)[shape.faces.long()[seen.face]]
         return (seen.barycentric[..., None] * at).sum(1), side[seen.face]
 

@@ -18,14 +18,19 @@ from dreamkit.streams import Streams
 
 @dataclass(frozen=True)
 class Particles:
-    """`count` scenes of the specification `base`. A stage makes one of its own accord where it has many particles."""
+    """`count` scenes of the specification `base`. A stage makes one of its own accord where it has many particles.
+
+    `together` pictures in a row of a batch show one particle: as many as the prior sees together.
+    """
 
     base: Representation
     count: int
+    together: int = 1
 
     def build(self, device: torch.device | str, streams: Streams) -> "ParticlesScene":
         """Fresh scenes, each from streams of its own."""
-        return ParticlesScene([self.base.build(device, streams.within(f"particle{i}")) for i in range(self.count)])
+        scenes = [self.base.build(device, streams.within(f"particle{i}")) for i in range(self.count)]
+        return ParticlesScene(scenes, self.together)
 
     def from_scene(self, scene: Scene, device: torch.device | str, streams: Streams) -> "ParticlesScene":
         """Every particle starts as the given scene, or as its own one of as many. Raises InputError, ValueError."""
@@ -33,7 +38,8 @@ class Particles:
         if len(given) != self.count:
             raise ValueError(f"{self.count} particles cannot start from {len(given)}")
         own = [streams.within(f"particle{i}") for i in range(self.count)]
-        return ParticlesScene([continued(self.base, other, device, s) for other, s in zip(given, own, strict=True)])
+        scenes = [continued(self.base, other, device, s) for other, s in zip(given, own, strict=True)]
+        return ParticlesScene(scenes, self.together)
 
 
 def alike(one: Representation, other: Representation) -> bool:
@@ -46,8 +52,8 @@ def alike(one: Representation, other: Representation) -> bool:
 class ParticlesScene:
     """Several scenes as one. Made by `Particles.build`."""
 
-    def __init__(self, scenes: list[Scene]):
-        self.scenes = scenes
+    def __init__(self, scenes: list[Scene], together: int = 1):
+        self.scenes, self.together = scenes, together
 
     def render(
         self,
@@ -59,12 +65,13 @@ class ParticlesScene:
     ) -> Images:
         """One picture for each camera, each of one particle; outside of training all of the first; see Scene.render.
 
-        In training the particles come in a random order, another at every step (stream "particle"), and over again.
+        In training the particles come in a random order, another at every step (stream "particle"), and over again,
+        each for `together` pictures in a row.
         """
         order = [0] if streams is None else self.order(len(cameras), streams)
         rows: list[list[int]] = [[] for _ in self.scenes]
         for i in range(len(cameras)):
-            rows[order[i % len(order)]].append(i)
+            rows[order[i // self.together % len(order)]].append(i)
         found = []
         for i, (scene, mine) in enumerate(zip(self.scenes, rows, strict=True)):
             if mine:
@@ -75,7 +82,7 @@ class ParticlesScene:
 
     def order(self, batch: int, streams: Streams) -> list[int]:
         """The particles of this step, in the order in which the pictures of a batch show them."""
-        return streams.uniform("particle", (len(self.scenes),)).argsort()[:batch].tolist()
+        return streams.uniform("particle", (len(self.scenes),)).argsort()[: batch // self.together].tolist()
 
     def parameters(self, now: Any = None) -> list[Group]:
         """The groups of every particle, their names with its number before them."""

@@ -21,7 +21,7 @@ def save(file: Path, step: int, modules: Mapping[str, nn.Module], optimiser: tor
     write_whole(file, encode(whole, {"step": str(step)}))
 
 
-def load(file: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer, device: torch.device) -> int:
+def load(file: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer) -> int:
     """Take over a checkpoint, if there is one; the number of steps done.
 
     Raises InputError for one of another architecture.
@@ -32,7 +32,7 @@ def load(file: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Op
     if not file.exists():
         return 0
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in (*modules, "optimiser")}
-    with safe_open(file, "pt", device=str(device)) as stored:
+    with safe_open(file, "pt") as stored:
         step = int(stored.metadata()["step"])
         for key in stored.keys():  # noqa: SIM118 - not a dict
             part, name = key.split("/", 1)
@@ -40,9 +40,12 @@ def load(file: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Op
     for name, module in modules.items():
         fill(module, parts[name], file)
     state: dict[int, dict[str, Tensor]] = {}
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     for key, value in parts["optimiser"].items():
         number, name = key.split("/")
-        state.setdefault(int(number), {})[name] = value
+        # With the strides of its weight (channels last), or the optimiser goes the long way on CUDA.
+        like = torch.empty_like(weights[int(number)], device="cpu", dtype=value.dtype) if value.ndim else value
+        state.setdefault(int(number), {})[name] = like.copy_(value)
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return step
 

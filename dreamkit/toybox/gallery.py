@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dreamkit import pages
-from dreamkit.disk import check_folder, make_folder, write_whole
+from dreamkit.disk import check_folder, expanded, make_folder, write_whole
 from dreamkit.errors import InputError
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
@@ -37,6 +37,7 @@ def unknown() -> list[str]:
 def write(path: Path, seed: int = 0) -> Path:
     """Write the page: one sample of each kind, colour pair, material and relation. Raises InputError for a name
     that is not .html or cannot be written."""
+    path = expanded(path)
     if path.suffix != ".html":
         raise InputError(f"--out {path}: the samples are a page; give a name that ends in .html.")
     check_folder(path.parent)

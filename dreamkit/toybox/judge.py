@@ -159,10 +159,11 @@ class Judge:
         if small.shape[-2:] != (SIZE, SIZE):
             small = interpolate(small, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
         wide, edge = pad(small, (max(SHIFTS),) * 4, mode="replicate"), max(SHIFTS)
-        looks = [
-            self.network(wide[..., edge + down : edge + down + SIZE, edge + right : edge + right + SIZE])
-            for down, right in itertools.product(SHIFTS, SHIFTS)
-        ]
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same verdict on every device
+            looks = [
+                self.network(wide[..., edge + down : edge + down + SIZE, edge + right : edge + right + SIZE])
+                for down, right in itertools.product(SHIFTS, SHIFTS)
+            ]
         kinds = torch.stack([kinds.sigmoid() for kinds, _ in looks]).mean(0)
         about = {name: torch.stack([found[name].softmax(-1) for _, found in looks]).mean(0) for name in LOOKS}
         return Verdict(kinds, about)
@@ -229,7 +230,7 @@ def train(folder: Path, settings: Settings, device: torch.device) -> Network:
     network = begun.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=0.02)
     file, trained = folder / "judge.safetensors", {"network": network}
-    done = checkpoint.load(file, trained, optimiser, device)
+    done = checkpoint.load(file, trained, optimiser)
     if done == settings.steps:
         return network
     data = examples(settings.pictures, settings.views, settings.seed, device, print)
@@ -385,11 +386,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     try:
+        file = given.folder / WEIGHTS.name if given.folder else WEIGHTS
         if given.folder:
             settings = Settings(steps=given.steps, rate=given.rate, seed=given.seed, start=given.start)
-            install(train(given.folder, settings, devices.choose(given.device)))
+            install(train(given.folder, settings, devices.choose(given.device)), file)
         if given.report:
-            print(report(Judge.load()))
+            print(report(Judge(read(file))))
     except InputError as error:
         parser.error(str(error))
 

@@ -40,9 +40,10 @@ from dreamkit.toybox.targets import Layers, expected, take_apart
 SIZE, FOLD, WORDS, WIDTH = 64, 4, 16, 128
 """Picture size, pixel-unshuffle factor, tokens in a caption, width of the text transformer."""
 
-LEVELS = ((0.5, 1.0), (0.2, 0.4), (0.3, 0.15))
+LEVELS = ((0.4, 1.0), (0.35, 0.6), (0.25, 0.15))
 """Which share of the pictures is seen at which upper share of the levels: in the noisiest it is decided what stands
-where and how, and there the targets are means, which a batch of other levels drowns."""
+where and how, and there the targets are means, which a batch of other levels drowns; in the middle, which parts a thing
+has."""
 
 CLEAREST = 0.2
 """The sigma below which the loss of v is no longer followed: it would ask for ever smaller errors of the picture."""
@@ -170,7 +171,7 @@ def train(folder: Path, settings: Settings, device: torch.device) -> None:
     optimiser = torch.optim.AdamW(networks.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.01)
     tokenizer, abar = make_tokenizer(), make_scheduler().alphas_cumprod.to(device)
     trained = {"networks": networks, "average": average}
-    done = checkpoint.load(folder / CHECKPOINT, trained, optimiser, device)
+    done = checkpoint.load(folder / CHECKPOINT, trained, optimiser)
     if done < settings.steps:
         pool = cast_pool(settings.views, settings.seed, device, together=settings.together)
         layers = take_apart(pool)

@@ -1,6 +1,7 @@
 """Ray casting and closest points on Warp's bounding volume hierarchy, on the CPU and on CUDA."""
 
-from typing import no_type_check
+from contextlib import nullcontext
+from typing import Any, no_type_check
 
 import torch
 import warp as wp
@@ -61,15 +62,12 @@ class MeshSurface:
     def __init__(self, vertices: Tensor, faces: Tensor) -> None:
         self.points = vertices.detach().float().contiguous()
         self.indices = faces.detach().to(torch.int32).reshape(-1).contiguous()
-        self.mesh = (
-            wp.Mesh(
-                wp.from_torch(self.points, dtype=wp.vec3),  # type: ignore[arg-type]
-                wp.from_torch(self.indices),  # type: ignore[arg-type]
-                support_winding_number=True,
-            )
-            if len(faces)
-            else None
-        )
+        self.mesh = self._built() if len(faces) else None
+
+    def _built(self) -> wp.Mesh:
+        points: Any = wp.from_torch(self.points, dtype=wp.vec3)
+        with wp.ScopedStream(wp.stream_from_torch(self.points.device)) if self.points.is_cuda else nullcontext():
+            return wp.Mesh(points, wp.from_torch(self.indices), support_winding_number=True)  # type: ignore[arg-type]
 
     def cast(self, origins: Tensor, directions: Tensor) -> Hits:
         return self._ask(_cast, origins, directions)

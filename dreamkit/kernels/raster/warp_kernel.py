@@ -179,7 +179,7 @@ class _Sums:
         count = face.numel() * most if self.parts == 0 else views * self.parts * vertices
         make = like.new_empty if on_cpu and self.parts else like.new_zeros  # the kernels clear them on a CPU
         self.sums = make((count if wanted else 0, width))
-        self.where = face.new_zeros(count if self.parts == 0 else 0)
+        self.where = face.new_full((count if self.parts == 0 else 0,), -1)
 
     @property
     def arguments(self) -> list[Any]:
@@ -191,7 +191,8 @@ class _Sums:
             return None
         views, vertices, width = self.shape
         if self.parts == 0:
-            flat = self.sums.new_zeros(views * vertices, width).index_add_(0, self.where, self.sums)
+            used = (self.where >= 0).nonzero()[:, 0]
+            flat = self.sums.new_zeros(views * vertices, width).index_add_(0, self.where[used], self.sums[used])
             return flat.view(self.shape).sum(0) if shared else flat.view(self.shape)
         parts, groups = (self.parts * views, 1) if shared else (self.parts, views)
         total = self.sums.view(groups, parts, vertices * width)

@@ -291,7 +291,8 @@ def _bin(found: Projected, features: Tensor, down: int, across: int) -> _Lists:
         cursor = begins[:-1].view(by_tile.shape).transpose(1, 2).clone(memory_format=torch.contiguous_format)
         launch(kernels[1], views * runs, [*listed, _flat(cursor), _pairs(pairs)], device)
         return _Lists(order, first, ends, pairs, shapes, rows)
-    tile = torch.empty(entries, dtype=torch.int32, device=device)
+    # What is not written is of no tile, behind all others.
+    tile = torch.full((entries,), views * down * across, dtype=torch.int32, device=device)
     launch(kernels[1], views * runs, [*listed, _flat(tile), _pairs(pairs)], device)
     tile, entry = torch.sort(tile, stable=True)
     bounds = torch.arange(views * down * across + 1, dtype=torch.int32, device=device)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dreamkit.render.splats import rotations
 from dreamkit.representations.gaussians.cloud import Cloud, colour_of
+from dreamkit.triangles import summed
 
 FINEST = 0.01
 """World units; about a pixel of 128 at the usual distance."""
@@ -82,7 +83,7 @@ class Field:
         square = _times(self.whiten[which], points[point] - self.means[which]).square().sum(1)
         here = torch.where(square < REACH**2, self.density[which] * torch.exp(-square / 2), 0.0)
         rows = here[:, None] * torch.cat([torch.ones_like(here)[:, None], self.colour[which]], 1)
-        return points.new_zeros(len(points), 4).index_add(0, point, rows)
+        return summed(rows, point, len(points))
 
     def _nearest(self, points: Tensor) -> Tensor:
         from scipy.spatial import cKDTree
