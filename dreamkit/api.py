@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dreamkit import device as devices
-from dreamkit import loop
+from dreamkit import frozen, loop
 from dreamkit.assets.files import READ
 from dreamkit.cameras import ring
 from dreamkit.compose import compose, editing, keeping, sketched, wants_sketch
@@ -36,7 +36,7 @@ from dreamkit.representations.gaussians import holds_splats, in_file
 from dreamkit.representations.mesh import MeshSurface, from_file
 from dreamkit.representations.particles import ParticlesScene
 from dreamkit.representations.representation import Representation, Scene, Solid, Volume
-from dreamkit.run import Run
+from dreamkit.run import Run, file_digests
 from dreamkit.settings import replaced
 from dreamkit.state import Start, restore, stage_of
 from dreamkit.streams import Streams
@@ -117,6 +117,7 @@ def generate(
             own = "mesh" if isinstance(own, MeshSurface) else "gaussians"
     recipe = sketched(compose(system, guidance, own, prior, steps, settings or {}), sketch)
     recipe = editing(keeping(recipe, keep, begun is not None), source_prompt, begun[1] if begun else None)
+    recipe = frozen.with_files(recipe, lambda name: str(expanded(name).resolve()))  # to be resumed from anywhere
     Run.check(out, prompt, recipe)  # cheap mistakes first; then what cannot work is said before a folder is made
     note("prior")
     priors = load_priors(recipe, prompt, chosen)
@@ -126,7 +127,8 @@ def generate(
         stage = recipe.stages[0]
         first = Start(begun[0].handed(stage, seed, chosen), stage.scenes)
     rehearse(recipe, priors, prompt, chosen, first)
-    origin = {} if start is None else {"start": str(expanded(start).resolve())}
+    origin: dict[str, Any] = {} if start is None else {"start": str(expanded(start).resolve())}
+    origin |= {"files": file_digests(recipe)}
     with Run.create(out, prompt, system, seed, recipe, str(chosen), facts=origin) as run:
         return _finish(run, priors, chosen, watch, note, first)
 
@@ -144,6 +146,7 @@ def resume(
             f"{path} is complete ({found.recipe.steps} steps). To write its files again: dreamkit export {path}"
         )
     chosen = devices.choose(device or found.facts["device"])
+    found.check_files()
     note("prior")
     priors = load_priors(found.recipe, found.prompt, chosen)
     if "prior" in found.facts:

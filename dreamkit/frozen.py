@@ -12,6 +12,7 @@ import math
 import re
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 from dreamkit.errors import InputError, nearest
@@ -56,6 +57,18 @@ def read(data: Any, where: str) -> Any:
         if name not in fields_of(cls):
             raise InputError(f"{where}: {cls.__name__} has no field {name!r}. {nearest(name, fields_of(cls))}")
     return build(cls, items, where)
+
+
+def with_files(value: Any, change: Callable[[str], str]) -> Any:
+    """The tree with every name of a file in it changed: of the fields that a class lists in `names_files`."""
+    if isinstance(value, tuple):
+        return tuple(with_files(item, change) for item in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    held = {name: getattr(value, name) for name in fields_of(value)}
+    new = {name: with_files(item, change) for name, item in held.items()}
+    new |= {name: change(new[name]) for name in getattr(value, "names_files", ()) if new[name]}
+    return value if all(new[name] is held[name] for name in held) else dataclasses.replace(value, **new)
 
 
 def build(cls: type, items: dict[str, Any], where: str) -> Any:

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from dreamkit import frozen
 from dreamkit.disk import check_folder, check_space, expanded, is_locked, lock, plainly, sweep, write_whole
 from dreamkit.errors import InputError, RunError, nearest
 from dreamkit.recipe import Recipe, fingerprint, from_json, to_json
@@ -201,6 +202,14 @@ class Run:
                 "A resumed run needs the same weights; start a new run to use others."
             )
 
+    def check_files(self) -> None:
+        """Raise InputError if a file that the recipe names is not what it was when the run was begun."""
+        now = file_digests(self.recipe)
+        for name, digest in self.facts.get("files", {}).items():
+            if now.get(name) != digest:
+                found = "has changed since" if now.get(name) else "is not there"
+                raise InputError(f"{self.path} was begun with the file {name}, which {found}. Put it back to go on.")
+
     def _check_open(self) -> None:
         if self._lock is None:
             raise ValueError(f"{self.path} is open for reading only; use Run.create or Run.resume to write")
@@ -335,6 +344,24 @@ def _weights(identities: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 class _Damaged(Exception):
     """A checkpoint that is not what was written."""
+
+
+def file_digests(recipe: Recipe) -> dict[str, str]:
+    """blake2b of every file that a recipe names (of a folder: of the files in it); "" for one that is not there."""
+    found: dict[str, str] = {}
+
+    def look(name: str) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        files = (
+            [Path(name)] if os.path.isfile(name) else sorted(file for file in Path(name).rglob("*") if file.is_file())
+        )
+        for file in files:
+            digest.update(file.read_bytes())
+        found[name] = digest.hexdigest() if files else ""
+        return name
+
+    frozen.with_files(recipe, look)
+    return found
 
 
 def _digest(data: bytes, facts: Any) -> str:

@@ -13,6 +13,7 @@ from dreamkit import frozen
 from dreamkit.cameras import Orbit
 from dreamkit.errors import InputError
 from dreamkit.losses import Weighted, opacity
+from dreamkit.representations.sketch import Sketch
 from dreamkit.schedule import Geometric, Linear, Sqrt, Switch
 
 floats = st.floats(allow_nan=False, allow_infinity=True)
@@ -28,6 +29,13 @@ trees = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+def test_names_of_files_are_changed_wherever_they_are_and_nothing_else_is():
+    tree = (Weighted(Sketch("a.obj"), 1.0), (Weighted(opacity, 1.0), Sketch()), "a.obj")
+    changed = frozen.with_files(tree, lambda name: f"/there/{name}")
+    assert changed == (Weighted(Sketch("/there/a.obj"), 1.0), (Weighted(opacity, 1.0), Sketch()), "a.obj")
+    assert changed[1][0] is tree[1][0]
 
 
 def there_and_back(value):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkit import frozen
+from dreamkit import api, frozen
 from dreamkit.assets.files import write
 from dreamkit.cameras import Orbit, orbit
 from dreamkit.compose import compose, sketched, wants_sketch
@@ -18,8 +18,11 @@ from dreamkit.losses import Weighted, opacity
 from dreamkit.representations import Canvas, HashGrid
 from dreamkit.representations.sketch import Sketch
 from dreamkit.representations.surface import signed_distance
+from dreamkit.run import Run
 from dreamkit.streams import Streams
 from dreamkit.toybox.kinds import ball, box
+from tests.mesh_scenes import QUICK
+from tests.test_loop import TINY
 
 SMALL = HashGrid(encoding=HashGridShape(levels=4, log2_entries=12, finest=32), hidden=16, cells=16)
 NOTHING = torch.zeros(1, 1, 1, 1)
@@ -108,6 +111,26 @@ def test_a_system_that_wants_a_sketch_takes_the_file_that_is_given(round_file):
     other = compose("toybox")
     assert sketched(other, None) == other
     assert Weighted(opacity).name == "opacity"
+
+
+def test_a_run_is_not_resumed_with_another_file_than_it_was_begun_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(ball((0.0, 0.0, 0.0), 1.0), "ball.obj")
+    pull = "(Weighted(Sketch('ball.obj'), 1.0),)"
+    api.generate("a red ball", system=str(TINY), out="run", steps=2, settings={"losses": pull, **QUICK["settings"]})
+    run = Run.open("run")
+    file = tmp_path / "ball.obj"
+    assert run.recipe.stages[0].losses[0].function.path == str(file)
+    run.check_files()
+    before = file.read_bytes()
+    file.write_bytes(before + b"# and more")
+    with pytest.raises(InputError, match=r"ball\.obj, which has changed since"):
+        run.check_files()
+    file.unlink()
+    with pytest.raises(InputError, match=r"ball\.obj, which is not there"):
+        run.check_files()
+    file.write_bytes(before)
+    run.check_files()
 
 
 def test_a_sketch_that_cannot_be_used_is_refused(tmp_path):

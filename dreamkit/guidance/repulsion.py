@@ -35,6 +35,7 @@ class Repelled(Estimate):
     """
 
     separable: ClassVar[bool] = False
+    names_files: ClassVar[tuple[str, ...]] = ("features",)
 
     base: Estimate
     gamma: Number = 40.0

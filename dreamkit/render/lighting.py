@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -104,6 +105,8 @@ class Panorama:
     Its middle column is what lies in front of the object, towards +x; its top row lies above. The file is a Radiance
     picture (.hdr, .pic), or a .npy of [H, W, 3] floats.
     """
+
+    names_files: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     strength: float = 1.0

@@ -11,6 +11,7 @@ network of x (Fantasia3D, arXiv:2303.13873). The ball keeps the surface closed a
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +73,8 @@ class Ellipsoid:
 @dataclass(frozen=True)
 class MeshFile:
     """To begin from: the surface of a closed mesh in a file, moved to the origin and scaled."""
+
+    names_files: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     """Read whenever a run starts, also one that is resumed."""

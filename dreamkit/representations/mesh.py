@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -69,6 +70,8 @@ SHAPE = ("vertices", "faces", "uv", "placement")
 @dataclass(frozen=True)
 class MeshSurface:
     """Specification of a painted mesh. Lengths are in world units."""
+
+    names_files: ClassVar[tuple[str, ...]] = ("source",)
 
     source: str = ""
     """A mesh file (.glb, .obj, .ply); without one, a ball of `ball` world units."""

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Sketch:
     opacity where here it is the sample's own.
     Raises InputError for a file that holds no usable mesh, ValueError for a scene without samples inside of a volume.
     """
+
+    names_files: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str = ""
     """The sketch, a mesh file; `dreamkit generate --from` gives it where a system leaves it out."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class Points:
 class File:
     """A file, read when a scene is built: Gaussians (3DGS .ply, glTF with KHR_gaussian_splatting), points (.ply), or a
     mesh (.glb, .obj, .ply), on whose surface Gaussians are then put."""
+
+    names_files: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
 
