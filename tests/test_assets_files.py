@@ -214,6 +214,7 @@ def test_the_glb_says_what_gltf_wants(tmp_path: Path) -> None:
     np.testing.assert_array_equal(position.min(0), np.float32(tree["accessors"][0]["min"]))
     np.testing.assert_array_equal(position.max(0), np.float32(tree["accessors"][0]["max"]))
     np.testing.assert_allclose(np.linalg.norm(normal, axis=1), 1, atol=1e-5)
+    assert ((normal * (position - np.float32([0, 0, 0.1]))).sum(1) > 0.1).all()  # outward from its middle
     assert mesh.uv is not None
     np.testing.assert_allclose(uv[:, 1], 1 - mesh.uv[:, 1], atol=1e-6)  # glTF counts v from the top
     np.testing.assert_array_equal(indices.reshape(-1, 3), mesh.faces)

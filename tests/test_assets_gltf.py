@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import trimesh
 from dreamkit.assets.conventions import from_gltf_frame, png_bytes, sampled, to_display, to_linear
 from dreamkit.assets.files import read
 from dreamkit.assets.gltf import GlbWriter
+from dreamkit.assets.gltf_mesh import _scaled_normals
 from dreamkit.cameras import orbit
 from dreamkit.errors import InputError
 from dreamkit.meshes import Mesh
@@ -370,3 +372,12 @@ def test_a_glb_cut_anywhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.glb").write_text("a page that says: not found")
     with pytest.raises(InputError, match="it does not begin as a GLB does, with glTF; its 27 bytes are something else"):
         read(tmp_path / "a.glb")
+
+
+def test_the_strength_of_a_normal_map_bends_normals_and_leaves_them_unit_vectors():
+    """glTF 2.0, 3.9.3: normalize((sampled * 2 - 1) * (scale, scale, 1))."""
+    picture = np.uint8([[[round((x + 1) * 127.5) for x in (0.6, 0.0, 0.8)]]])
+    bent = _scaled_normals(picture, {"scale": 0.5}) / 255 * 2 - 1
+    length = math.hypot(0.3, 0.8)
+    np.testing.assert_allclose(bent[0, 0], [0.3 / length, 0.0, 0.8 / length], atol=0.01)  # bytes
+    assert _scaled_normals(picture, {}) is picture

@@ -15,6 +15,7 @@ import pytest
 import trimesh
 
 from dreamkit import cli
+from dreamkit.assets.files import read_extras
 from dreamkit.run import Run
 
 TINY = str(Path(__file__).parent / "data" / "tiny_system.py")
@@ -58,6 +59,12 @@ def test_the_glb_opens_in_trimesh_with_a_texture(finished):
     assert mesh.visual.material.baseColorTexture.size == (64, 64)
 
 
+def test_the_glb_says_what_it_was_made_of(finished):
+    said = read_extras(finished / "mesh.glb")
+    assert (said["prompt"], said["seed"]) == ("a red ball", 0)
+    assert said["recipe"] == Run.open(finished).fingerprint
+
+
 def test_export_writes_other_formats(finished, capfd):
     code, out, _ = run(capfd, "export", str(finished), "--formats", "glb,obj,ply", "--set", "face_budget=200")
     assert code == 0
@@ -83,7 +90,9 @@ def test_kill_9_and_resume_gives_the_same_bits(finished, tmp_path):
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    assert not (folder / "checkpoints" / "step_000030.json").exists(), "killed too late to prove anything"
+    there = sorted(file.name for file in folder.glob("checkpoints/step_*.json"))
+    assert there, "there is nothing to resume from"
+    assert "step_000030.json" not in there, "killed too late to prove anything"
     assert (
         subprocess.run([sys.executable, "-m", "dreamkit.cli", "resume", str(folder)], capture_output=True).returncode
         == 0

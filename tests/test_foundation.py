@@ -15,7 +15,7 @@ from dreamkit.errors import InputError, nearest
 from dreamkit.images import Images
 from dreamkit.meshes import Mesh, coloured, join
 from dreamkit.prompts import EIGHT, read_list, view_of, views_of, with_view
-from dreamkit.schedule import DreamTime, Geometric, Linear, Polyline, Sqrt, Switch, resolve
+from dreamkit.schedule import DreamTime, Geometric, Linear, Polyline, Sigmoid, Sqrt, Switch, resolve
 from dreamkit.streams import Streams
 
 # ---- Cameras. Positions are products of a few float32 roundings, 6e-8 each: 1e-6 relative holds easily.
@@ -184,6 +184,7 @@ def test_a_ray_through_a_point_of_the_picture_is_that_of_its_pixel():
         (Linear(2.0, 4.0, 0.5, 0.5), {0.49: 2.0, 0.5: 4.0}),
         (Geometric(1.0, 100.0), {0.0: 1.0, 0.5: 10.0, 1.0: 100.0}),
         (Sqrt(1.0, 0.0), {0.0: 1.0, 0.25: 0.5, 1.0: 0.0}),
+        (Sigmoid(2.0, 4.0), {0.0: 2.0, 0.25: 3.0 - math.tanh(1.25) / math.tanh(2.5), 0.5: 3.0, 1.0: 4.0}),
         (Switch(1.0, 2.0, 0.2), {0.0: 1.0, 0.19: 1.0, 0.2: 2.0, 1.0: 2.0}),
         (
             Polyline(((0.1, 1.0), (0.3, 3.0), (1.0, 10.0))),

@@ -14,7 +14,7 @@ from dreamkit.guidance.estimate import Drawn, Guided, Nothing, PerpNeg, Plain
 from dreamkit.guidance.levels import Above, At, Uniform, drawn
 from dreamkit.guidance.noise import Fresh, Inverted, Kept, Simulated
 from dreamkit.guidance.rule import Noise, Probe
-from dreamkit.guidance.weight import One, SigmaOverAlpha
+from dreamkit.guidance.weight import Alpha, One, SigmaOverAlpha
 from dreamkit.priors import Bell
 from dreamkit.schedule import resolve
 from dreamkit.streams import Streams
@@ -111,6 +111,12 @@ def test_an_inversion_goes_beyond_the_level_by_up_to_its_share_of_the_schedule()
     ks = tuple(float(prior_of().level_at(400 + int(index)).k) for index in far)
     walk = Inverted(stride=0.1, steps=None, start=False)
     same(inverted(x, float(prior_of().level_at(400).k), replace(walk, beyond=0.1)), inverted(x, ks, walk))
+
+
+def test_what_the_golden_table_replaces_is_as_published():
+    assert rules.ISM.trust == rules.TSM.trust == Guided(7.5, against="negative")
+    assert (rules.SDI.noise.scale, rules.SDI.noise.eta, rules.SDI.noise.beyond) == (-7.5, 0.3, 0.1)
+    assert isinstance(rules.BALANCED_SD.weight, Alpha)
 
 
 def test_a_sample_made_by_inversion_pays_for_its_predictions_once():
@@ -276,7 +282,15 @@ def test_stable_sds_low_branch_is_free_of_the_noise_and_as_long_as_the_high_one(
     if k > 0.345:
         same(g, direction)
     else:
-        assert (g * n).flatten(1).sum(1).abs().max() < 1e-12 * n.numel()
+        said = look(
+            at(replace(SDS, trust=Plain("prompt"), subtract=Nothing(), weight=rules.STABLE_SD.weight), k, n),
+            PICTURES,
+            colours(),
+        )
+        share = (said * n).sum((1, 2, 3), keepdim=True) / (n * n).sum((1, 2, 3), keepdim=True)
+        free = said - share * n
+        lengths = (one.flatten(1).norm(dim=1)[:, None, None, None] for one in (direction, free))
+        same(g, free * next(lengths) / next(lengths))
 
 
 def test_stable_sd_of_a_prediction_that_is_only_noise_is_zero():

@@ -14,6 +14,7 @@ from torch import Tensor
 from dreamkit.guidance import CSD, CSD_NEGATIVE, NFSD, SDS, SJC, Rule, gradient
 from dreamkit.guidance.estimate import Combination, Denoised, Guided, Nothing, PerpNeg, Plain
 from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch
+from dreamkit.guidance.rules import SDS_PERP_NEG
 from dreamkit.guidance.weight import SigmaOverAlpha
 from dreamkit.priors import Bell, view_conditions
 from dreamkit.schedule import resolve
@@ -247,6 +248,22 @@ def test_perp_neg_with_weight_zero_is_plain_guidance():
     x = torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     guided, zero = (replace(SDS, trust=trust) for trust in (Guided(G), PerpNeg(G, 0.0)))
     same(look(guided, x, prior), look(zero, x, prior))
+
+
+def test_perp_neg_goes_away_from_what_the_negative_prompt_has_across_the_prompt():
+    prior = prior_of(
+        (Bell("", 0.3, 0.7), Bell("y", (1.0, 0.0, 0.2), 0.4), Bell("bad", (-0.3, 0.9, 0.1), 0.5)), "eps", 2, 3
+    )
+    x, n = torch.randn(2, 1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    only = [
+        look(at(replace(plain(SDS), trust=Plain(name), subtract=Nothing()), 1.0, n), x, prior)
+        for name in ("null", "prompt", "negative")
+    ]
+    null, along, other = only[0], only[1] - only[0], only[2] - only[0]
+    across = other - (other * along).sum() / (along * along).sum() * along
+    rule = plain(replace(SDS_PERP_NEG, trust=PerpNeg(G)))
+    assert SDS_PERP_NEG.trust.weight == -1
+    same(look(at(rule, 1.0, n), x, prior), null + G * (along - across) - n)
 
 
 def test_perp_neg_of_a_batch_is_that_of_its_samples():

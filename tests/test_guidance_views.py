@@ -207,6 +207,13 @@ def test_nothing_happens_outside_the_regions():
     assert (g.abs().amax(1, keepdim=True) > 0).double().equal(where)
 
 
+def test_what_is_above_in_the_world_is_above_in_the_picture():
+    upper, lower = masks(ball(1, size=64), HALVES, torch.empty(1, 1, 16, 16), 0)[0]
+    assert upper[:5].sum() > 0
+    assert lower[11:].sum() > 0
+    assert lower[:5].sum() == upper[11:].sum() == 0
+
+
 def test_a_region_grows_into_the_background_only():
     geometry = ball(2, size=64)
     own, grown = (masks(geometry, HALVES, torch.empty(2, 1, 16, 16), grow) for grow in (0, 2))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreamkit import loop
+from dreamkit import loop, step
+from dreamkit.cameras import orbit
 from dreamkit.errors import InputError, RunError
 from dreamkit.guidance import gradient
 from dreamkit.guidance.levels import At
@@ -22,12 +23,15 @@ from dreamkit.priors.analytic import AnalyticPrior
 from dreamkit.priors.prior import view_conditions
 from dreamkit.recipe import Guide, Recipe, load
 from dreamkit.rehearsal import load_priors, rehearse
-from dreamkit.representations import Scene
+from dreamkit.representations import DMTet, Gaussians, Scene
 from dreamkit.representations.canvas import Canvas
+from dreamkit.representations.dmtet import Explicit
+from dreamkit.representations.gaussians.control import Densify
 from dreamkit.representations.hashgrid import HashGridScene
 from dreamkit.run import Run
+from dreamkit.schedule import Linear, Switch
 from dreamkit.state import carried, fresh
-from dreamkit.step import clipped, differentiate, take_step
+from dreamkit.step import clipped, differentiate, seen, take_step
 from dreamkit.streams import Streams
 
 TINY = Path(__file__).parent / "data" / "tiny_system.py"
@@ -75,6 +79,49 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(recipe, tmp_pat
         optimise(recipe, run)
     assert final(tmp_path / "whole") == final(tmp_path / "parts")
     assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+
+
+GROWING = {
+    "gaussians": (Gaussians(count=40, strategy=Densify(begin=0, every=3, growth=0.5)), "means", 40),
+    "dmtet": (DMTet(resolution=6, geometry=Explicit(), subdivisions=Switch(0.0, 1.0, 0.4), colour=None), "sdf", None),
+}
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_a_scene_that_grows_is_stopped_and_resumed(recipe, kind, tmp_path):
+    """Stopped after it has grown: the optimiser that is resumed moves the tensors that are there now."""
+    spec, name, count = GROWING[kind]
+    stage = replace(recipe.stages[0], representation=spec, losses=(), steps=14)
+    recipe = replace(recipe, stages=(stage,))
+    test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(recipe, tmp_path)
+    at_first = count or len(spec.build(CPU, Streams(0, -1)).state()[name])
+    files = sorted((tmp_path / "parts").glob("checkpoints/*.safetensors"))
+    before, after = (load_file(file)[f"scene/{name}"] for file in files[-2:])
+    assert len(before) > at_first
+    if len(before) == len(after):
+        assert not torch.equal(before, after)
+
+
+def test_what_a_step_trains_is_the_scene_as_it_has_grown(recipe):
+    spec = Gaussians(count=40, strategy=Densify(begin=0, every=2, growth=0.5))
+    stage = replace(recipe.stages[0], representation=spec, losses=(), steps=4)
+    priors = load_priors(replace(recipe, stages=(stage,)), "a red ball", CPU)
+    state = fresh(stage, 0, CPU, priors)
+    for _ in range(3):
+        take_step(stage, state, 0, priors, "a red ball", 0)
+        held = [group["params"][0] for group in state.scene.parameters()]
+        assert all(a["params"][0] is b for a, b in zip(state.optimiser.param_groups, held, strict=True))
+    assert len(state.scene.cloud.means) > 40
+
+
+def test_a_learning_rates_schedule_reaches_the_optimiser(recipe):
+    stage = replace(recipe.stages[0], representation=Canvas(size=8, rate=Linear(0.0, 0.4)), losses=(), steps=4)
+    priors = load_priors(replace(recipe, stages=(stage,)), "a red ball", CPU)
+    state = fresh(stage, 0, CPU, priors)
+    for i in range(4):
+        take_step(stage, state, 0, priors, "a red ball", 0)
+        assert state.optimiser.param_groups[0]["lr"] == pytest.approx(stage.at(i).representation.rate)
+    assert state.optimiser.param_groups[0]["lr"] > 0.25
 
 
 def test_a_student_is_stopped_and_resumed_with_the_scene(recipe, tmp_path):
@@ -147,14 +194,14 @@ def test_a_guides_clip_bounds_the_gradient_of_its_picture(recipe):
 
 
 def spoil(monkeypatch, bad: set[int]) -> list[int]:
-    """Make the training render of these calls NaN; returns the list of calls made."""
-    calls: list[int] = []
+    """Make the training render of these calls NaN; returns the steps and attempts of the calls made."""
+    calls: list[tuple[int, int]] = []
     render = HashGridScene.render
 
     def spoiled(self, cameras, streams=None, **rest) -> Images:
         images = render(self, cameras, streams, **rest)
         if streams is not None:
-            calls.append(streams.step)
+            calls.append((streams.step, streams.attempt))
             if len(calls) in bad:
                 images.alpha = images.alpha * math.nan
         return images
@@ -177,9 +224,24 @@ def test_three_bad_steps_in_a_row_go_back_to_the_checkpoint(recipe, tmp_path, mo
     calls = spoil(monkeypatch, {8, 9, 10})
     with start(recipe, tmp_path / "run") as run:
         optimise(recipe, run)
-    # Steps are numbered from 0: the tenth call was step 9, and checkpoint 5 was the last.
-    assert calls[9:12] == [9, 5, 6]
+    # Steps are numbered from 0: the tenth call was step 9, and checkpoint 5 was the last; its draws are others now.
+    assert calls[9:12] == [(9, 0), (5, 1), (6, 1)]
     assert [line["step"] for line in figures(tmp_path / "run")] == list(range(1, 31))
+
+
+def test_a_run_that_went_back_is_resumed_with_the_draws_it_has_since(recipe, tmp_path, monkeypatch):
+    for name in ("whole", "parts"):
+        with monkeypatch.context() as patch, start(recipe, tmp_path / name) as run:
+            spoil(patch, {8, 9, 10})
+            if name == "whole":
+                optimise(recipe, run)
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    optimise(recipe, run, stop_at(12))
+    with Run.resume(tmp_path / "parts") as run:
+        assert run.latest_checkpoint()[2]["attempt"] == 1
+        optimise(recipe, run)
+    assert final(tmp_path / "whole") == final(tmp_path / "parts")
 
 
 def test_a_run_that_cannot_recover_says_so_and_keeps_its_checkpoint(recipe, tmp_path, monkeypatch):
@@ -266,12 +328,34 @@ def test_two_guides_add_up(recipe, tmp_path):
 @pytest.mark.parametrize("sees", ["rgb", "normal", "depth"])
 def test_a_guide_can_look_at_colour_normals_or_depth(recipe, tmp_path, sees):
     prior = Gaussian((Bell("", 0.0, 0.5), Bell("a red ball", 0.5, 0.5)), size=8)
-    stage = replace(recipe.stages[0], guides=(Guide(CSD, prior, sees=sees),), steps=2)
+    stage = replace(recipe.stages[0], guides=(Guide(CSD, prior, sees=sees),), losses=(), steps=2)
     changed = replace(recipe, stages=(stage,))
     with start(changed, tmp_path / sees) as run:
         before = fresh(stage, 0, CPU).scene.state()["output"]
         after = optimise(changed, run).state()["output"]
     assert not torch.equal(before, after)
+
+
+def test_what_a_guide_is_shown_of_normals_and_of_depth(recipe):
+    """Near is 1, far is 0, and so is what is not there; a normal's -1 to 1 becomes 0 to 1."""
+    guide = recipe.stages[0].guides[0]
+    depth, alpha = (torch.tensor(row).reshape(1, 1, 1, 4) for row in ([2.0, 3.0, 4.0, 0.0], [1.0, 1.0, 1.0, 0.0]))
+    rgb, normal = (torch.full((1, 3, 1, 4), value) for value in (0.3, -0.5))
+    images = Images(rgb, alpha, depth, normal)
+    near = seen(images, replace(guide, sees="depth"))
+    torch.testing.assert_close(near, torch.tensor([1.0, 0.5, 0.0, 0.0]).expand(1, 3, 1, 4))
+    torch.testing.assert_close(seen(images, replace(guide, sees="normal")), torch.full((1, 3, 1, 4), 0.25))
+    assert seen(images, guide) is rgb
+
+
+def test_a_step_tells_the_prior_the_negative_prompt_and_the_words_that_are_left(recipe, monkeypatch):
+    bells = (Bell("", 0.0, 0.5), Bell("a red ball", 0.5, 0.5), Bell("a blue ball", -0.5, 0.5), Bell("bad", 1.0, 0.5))
+    prior = Gaussian(bells, size=8).load(CPU)
+    stage = replace(recipe.stages[0], debias="some/model", negative_prompt="bad")
+    monkeypatch.setattr(step, "reworded", lambda *given: {"back": "a blue ball"})
+    told = step._conditions(stage, stage.guides[0], prior, "a red ball", orbit([0.0, 180.0], 0.0))
+    for name, said in (("prompt", ["a red ball", "a blue ball"]), ("negative", ["bad", "bad"])):
+        assert torch.equal(told[name].tensors["mean"], prior.condition(said).tensors["mean"])
 
 
 def test_a_prior_that_answers_nan_is_named_and_not_silently_left_out(recipe, tmp_path, monkeypatch):

@@ -47,6 +47,8 @@ def test_half_a_shape_has_full_precision_and_half_the_recall():
     # The tolerance, 0.01 of the diagonal sqrt(20), reaches 0.0447 of 4 beyond the half.
     assert found.recall == pytest.approx(0.5 + 0.0447 / 4, abs=0.011)  # three standard errors of 20,000 points
     assert found.f_score == pytest.approx(2 * found.recall / (1 + found.recall))
+    # There 0; back half of the points are up to 2 away, 1/2 in the mean of all: three standard errors again.
+    assert found.chamfer == pytest.approx(0.25, abs=0.007)
 
 
 def test_nothing_is_unlike_everything_and_the_truth_must_be_something():

@@ -8,8 +8,10 @@ import torch
 
 from dreamkit.cameras import orbit
 from dreamkit.errors import InputError
+from dreamkit.images import Images
 from dreamkit.kernels.splat import splat
 from dreamkit.representations.gaussians import Densify, Gaussians, Relocate
+from dreamkit.representations.gaussians.scene import mean_opacity, mean_scale
 from dreamkit.representations.representation import LearnedColour
 from dreamkit.schedule import Linear, resolve
 from dreamkit.streams import Streams
@@ -191,3 +193,15 @@ def test_statistics_are_the_screen_gradients_of_this_step_s_renders(device, abso
     torch.testing.assert_close(built.state()["seen/gradient"], want, rtol=1e-3, atol=1e-3)  # other orders of sums
     assert torch.equal(built.state()["seen/views"], seen)
     assert 0 < built.state()["seen/reach"].max() < 3
+
+
+def test_the_losses_of_mcmc_are_means_over_all_gaussians():
+    built = Gaussians(count=30).build("cpu", Streams(0, 0))
+    nothing = Images(*(torch.zeros(1, 1, 1, 1),) * 3)
+    with torch.no_grad():
+        built.cloud.log_scales.add_(torch.linspace(-1, 1, 90).reshape(30, 3))
+        built.cloud.opacity_logits.add_(torch.linspace(-2, 2, 30))
+    opacity = sum(1 / (1 + math.exp(-logit)) for logit in built.cloud.opacity_logits.tolist()) / 30
+    scale = sum(math.exp(log) for row in built.cloud.log_scales.tolist() for log in row) / 90
+    assert mean_opacity(nothing, built).item() == pytest.approx(opacity, rel=1e-5)  # float32
+    assert mean_scale(nothing, built).item() == pytest.approx(scale, rel=1e-5)
