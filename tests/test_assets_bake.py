@@ -67,6 +67,22 @@ def test_texels_agree_with_a_loop_over_all() -> None:
         np.testing.assert_allclose(clear[k], w, atol=1e-9)
 
 
+def test_large_faces_in_strips_are_the_same_texels() -> None:
+    mesh = quad()
+
+    def owned(at_once: int) -> dict[int, tuple[int, tuple[float, ...]]]:
+        found, most = {}, 0
+        for texel, face, weight in texels(mesh, 64, at_once):
+            most = max(most, len(texel))
+            found |= {int(t): (int(f), tuple(w)) for t, f, w in zip(texel, face, weight, strict=True)}
+        assert most <= 2 * max(at_once, 64)
+        return found
+
+    whole = owned(1 << 20)
+    assert len(whole) > 1500
+    assert owned(100) == owned(1) == whole
+
+
 def test_faces_without_area_or_outside_the_square_do_no_harm() -> None:
     uv = np.array([[0.1, 0.1], [0.9, 0.9], [0.5, 0.5], [5, 5], [6, 5], [5, 6]], np.float32)
     mesh = Mesh(np.random.default_rng(0).random((6, 3), np.float32), np.array([[0, 1, 2], [3, 4, 5]], np.int32), uv=uv)

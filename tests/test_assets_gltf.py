@@ -283,6 +283,39 @@ def materials_file() -> tuple[File, list[Mesh]]:
     return file, alone
 
 
+def test_primitives_share_accessors_and_a_material_and_keep_what_is_theirs(tmp_path: Path) -> None:
+    """Two triangles of the square by one accessor, of which one has no coordinates, and so no picture."""
+    file, picture = File(), noise(8, 8, 3)
+    file.tree["materials"] = [
+        {"pbrMetallicRoughness": {"baseColorTexture": file.texture(picture), "metallicFactor": 0}}
+    ]
+    corners, uv = file.array(CORNERS), file.array(UV)
+    file.add({"POSITION": corners, "TEXCOORD_0": uv}, TWO[:1], material=0)
+    file.add({"POSITION": corners}, TWO[1:], material=0)
+    notes: list[str] = []
+    mesh = read(file.save(tmp_path / "a.gltf"), note=notes.append)
+    assert len(mesh.faces) == 2
+    assert len(mesh.vertices) == 6
+    assert mesh.texture is not None
+    assert mesh.uv is not None
+    assert any("no coordinates" in note for note in notes)
+    at = mesh.uv[mesh.faces].mean(1)
+    want = sampled(picture, np.float32([[2 / 3, 1 / 3]]))
+    # The picture is laid beside a white one: to a texel's rounding.
+    np.testing.assert_allclose(sampled(mesh.texture, at)[0], want[0], atol=2)
+    np.testing.assert_allclose(sampled(mesh.texture, at)[1], 255)
+
+
+def test_the_older_words_for_a_surface_are_understood(tmp_path: Path) -> None:
+    file, picture = File(), noise(8, 8, 3)
+    older = {"diffuseTexture": file.texture(picture), "glossinessFactor": 0.25}
+    file.square({"extensions": {"KHR_materials_pbrSpecularGlossiness": older}})
+    mesh = read(file.save(tmp_path / "a.gltf"))
+    np.testing.assert_array_equal(mesh.texture, picture)
+    assert mesh.metallic is None
+    np.testing.assert_allclose(mesh.roughness, 0.75 * 255, atol=0.5)
+
+
 def test_several_materials_look_as_before(tmp_path: Path) -> None:
     file, alone = materials_file()
     said: list[str] = []

@@ -79,6 +79,14 @@ def test_materials_without_pictures_are_vertex_colours(tmp_path: Path) -> None:
     assert mesh.colours[mesh.faces[~lower]].tolist() == [[[0, 0, 1]] * 3]
 
 
+@pytest.mark.parametrize("name", ["looks/a.mtl", "./looks/a.mtl"])
+def test_materials_may_lie_in_a_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "looks").mkdir()
+    (tmp_path / "looks" / "a.mtl").write_text("newmtl red\nKd 1 0 0\n")
+    (tmp_path / "a.obj").write_text(f"mtllib {name}\nv 0 0 0\nv 1 0 0\nv 0 1 0\nusemtl red\nf 1 2 3\n")
+    np.testing.assert_allclose(read(tmp_path / "a.obj").colours, [[1, 0, 0]] * 3)
+
+
 def test_vertex_colours_beside_a_material(tmp_path: Path) -> None:
     text = "v 0 0 0 1 0 0.25\nv 1 0 0 0 1 0.25\nv 0 1 0 0 0 0.25\nusemtl one\nf 1 2 3\n"
     mesh = read(save(tmp_path / "a.obj", text, "newmtl one\nKd 0.8 0.8 0.8\n"))

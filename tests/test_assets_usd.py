@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreamkit.assets.conventions import png_bytes, sampled, to_display
 from dreamkit.assets.files import read, read_extras, write
 from dreamkit.errors import InputError
 from dreamkit.meshes import Mesh
@@ -125,6 +126,54 @@ def test_a_damaged_usdz_is_refused(tmp_path: Path) -> None:
         (tmp_path / "a.usdz").write_bytes(part)
         with pytest.raises(InputError, match="cannot be read as USDZ"):
             read(tmp_path / "a.usdz")
+
+
+def test_a_material_counts_more_than_the_colour_for_display_and_names_its_coordinates(tmp_path: Path) -> None:
+    """Grey for display, of a red material; and pictures of like names, laid by coordinates of a name of their own."""
+    pytest.importorskip("pxr")
+    from pxr import Sdf, Usd, UsdGeom, UsdShade, UsdUtils
+
+    stage = Usd.Stage.CreateNew(str(tmp_path / "a.usda"))
+    blue, green = np.uint8([[[0, 0, 255]]]), np.uint8([[[0, 255, 0]]])
+    (tmp_path / "colour.png").write_bytes(png_bytes(blue))
+    (tmp_path / "basecolour.png").write_bytes(png_bytes(green))
+    for name, file in (("plain", None), ("other", "basecolour.png"), ("laid", "colour.png")):
+        quad = UsdGeom.Mesh.Define(stage, f"/{name}")
+        quad.CreatePointsAttr([(0, 0, 0), (1, 0, 0), (0, 1, 0)])
+        quad.CreateFaceVertexCountsAttr([3])
+        quad.CreateFaceVertexIndicesAttr([0, 1, 2])
+        quad.CreateDisplayColorPrimvar(UsdGeom.Tokens.constant).Set([(0.5, 0.5, 0.5)])
+        laid = UsdGeom.PrimvarsAPI(quad).CreatePrimvar("UVMap", Sdf.ValueTypeNames.TexCoord2fArray, "vertex")
+        laid.Set([(0.1, 0.1), (0.9, 0.1), (0.1, 0.9)])
+        material = UsdShade.Material.Define(stage, f"/{name}/look")
+        shader = UsdShade.Shader.Define(stage, f"/{name}/look/surface")
+        shader.CreateIdAttr("UsdPreviewSurface")
+        colour = shader.CreateInput("diffuseColor", Sdf.ValueTypeNames.Color3f)
+        colour.Set((0.8, 0.0, 0.0))
+        if file:
+            picture = UsdShade.Shader.Define(stage, f"/{name}/look/picture")
+            picture.CreateIdAttr("UsdUVTexture")
+            picture.CreateInput("file", Sdf.ValueTypeNames.Asset).Set(f"./{file}")
+            reader = UsdShade.Shader.Define(stage, f"/{name}/look/reader")
+            reader.CreateIdAttr("UsdPrimvarReader_float2")
+            reader.CreateInput("varname", Sdf.ValueTypeNames.String).Set("UVMap")
+            picture.CreateInput("st", Sdf.ValueTypeNames.Float2).ConnectToSource(reader.ConnectableAPI(), "result")
+            colour.ConnectToSource(picture.ConnectableAPI(), "rgb")
+        material.CreateSurfaceOutput().ConnectToSource(shader.ConnectableAPI(), "surface")
+        UsdShade.MaterialBindingAPI.Apply(quad.GetPrim()).Bind(material)
+    stage.GetRootLayer().Save()
+    assert UsdUtils.CreateNewUsdzPackage(str(tmp_path / "a.usda"), str(tmp_path / "a.usdz"))
+    red = to_display(np.float32([0.8, 0, 0]))
+    found = colours_of_faces(read(tmp_path / "a.usdz"))
+    np.testing.assert_allclose(found, [255 * red, [0, 255, 0], [0, 0, 255]], atol=1)
+
+
+def colours_of_faces(mesh: Mesh) -> np.ndarray:
+    """What is in the middle of each face, in bytes."""
+    if mesh.texture is None or mesh.uv is None:
+        assert mesh.colours is not None
+        return 255 * mesh.colours[mesh.faces].mean(1)
+    return sampled(mesh.texture, mesh.uv[mesh.faces].mean(1))
 
 
 def test_what_a_material_leaves_out_is_what_usd_says(tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def test_a_missing_face_leaves_three_open_edges():
     assert not found.watertight
 
 
+def test_faces_collapsed_to_an_edge_leave_a_closed_surface_closed():
+    found = health(Mesh(VERTICES, np.concatenate([FACES, FACES[:1, [0, 0, 1]], FACES[:1, [2, 2, 2]]])))
+    assert found.watertight
+    assert found.degenerate == 2
+
+
 def test_a_face_too_many_crowds_its_edges():
     found = health(Mesh(VERTICES, np.concatenate([FACES, FACES[:1]])))
     assert found.crowded_edges == 3

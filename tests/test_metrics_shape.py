@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 
-from dreamkit.meshes import Mesh
-from dreamkit.metrics.shape import likeness
+from dreamkit.meshes import Mesh, join
+from dreamkit.metrics.shape import likeness, seen_from_outside
 
 
 def of(solid) -> Mesh:
@@ -49,6 +50,24 @@ def test_half_a_shape_has_full_precision_and_half_the_recall():
     assert found.f_score == pytest.approx(2 * found.recall / (1 + found.recall))
     # There 0; back half of the points are up to 2 away, 1/2 in the mean of all: three standard errors again.
     assert found.chamfer == pytest.approx(0.25, abs=0.007)
+
+
+def test_what_is_hidden_inside_does_not_count_on_either_side():
+    inner = moved(BALL, (0, 0, 0), 0.5)
+    both = join(BALL, inner)
+    for one, other in ((BALL, both), (both, BALL)):
+        found = likeness(one, other)
+        assert found.f_score == 1.0
+        assert found.chamfer < 1e-6
+
+
+def test_what_is_seen_from_a_few_sides_only_is_seen():
+    """Of a box twice as high as wide the floor is seen if it has no lid."""
+    box = of(trimesh.creation.box((1.0, 1.0, 2.0)))
+    open_ = Mesh(box.vertices, box.faces[(box.vertices[box.faces][..., 2] < 1).any(1)])
+    floor = torch.tensor([[0.1, 0.2, -1.0], [-0.3, 0.0, -1.0]]) + torch.tensor([0.0, 0.0, 1e-2])
+    for mesh, want in ((open_, True), (box, False)):
+        assert seen_from_outside(floor, torch.tensor(mesh.vertices), torch.tensor(mesh.faces)).tolist() == [want] * 2
 
 
 def test_nothing_is_unlike_everything_and_the_truth_must_be_something():

@@ -151,6 +151,8 @@ def test_a_prompt_names_what_it_asks_for_or_does_not():
         assert world.named(prompt) == asked, prompt
     for prompt in ("a mug", "something red", "a red mug on a table", "a red zeppelin", "a red mug near a cat", ""):
         assert world.named(prompt) is None, prompt
+    for prompt in ("a red cat on a blue mug", "a red mug next to a blue mug"):  # nothing stands there; two of a kind
+        assert world.named(prompt) is None, prompt
 
 
 def test_every_caption_is_in_the_vocabulary_and_whole_ones_name_what_they_show(pool):

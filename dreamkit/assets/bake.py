@@ -111,14 +111,15 @@ def texels(
     first = np.clip(np.ceil(corners.min(1) - reach - 0.5), 0, size - 1).astype(np.int64)
     last = np.clip(np.floor(corners.max(1) + reach - 0.5), -1, size - 1).astype(np.int64)
     extent = np.maximum(last - first + 1, 0)
-    boxes = extent.prod(1)
-    batch = np.cumsum(boxes) // at_once
+    owner, above, count = _strips(extent, at_once)
+    batch = np.cumsum(count) // at_once
     for number in np.unique(batch):
-        faces = np.flatnonzero((batch == number) & (boxes > 0))
-        face = np.repeat(faces, boxes[faces])
-        inside_box = np.arange(len(face)) - np.repeat(np.cumsum(boxes[faces]) - boxes[faces], boxes[faces])
-        column = first[face, 0] + inside_box % extent[face, 0]
-        row = first[face, 1] + inside_box // extent[face, 0]
+        strips = np.flatnonzero((batch == number) & (count > 0))
+        strip = np.repeat(strips, count[strips])
+        inside = np.arange(len(strip)) - np.repeat(np.cumsum(count[strips]) - count[strips], count[strips])
+        face = owner[strip]
+        column = first[face, 0] + inside % extent[face, 0]
+        row = first[face, 1] + above[strip] + inside // extent[face, 0]
         weight, away = _nearest_point(corners, face, np.stack([column, row], axis=-1) + 0.5)
         texel = row * size + column
         good = np.flatnonzero((away <= reach) & (away < nearest[texel]))  # NaN (no area) is not
@@ -126,6 +127,16 @@ def texels(
         best = order[np.diff(texel[order], prepend=-1) > 0]
         nearest[texel[best]] = away[best]
         yield texel[best], face[best], weight[best]
+
+
+def _strips(extent: np.ndarray, at_once: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes [F, 2] of texels, width and height, cut into strips of rows with at most `at_once` texels each, or one row:
+    the box of each strip, the rows of the box above it, and its texels."""
+    rows = np.maximum(at_once // np.maximum(extent[:, 0], 1), 1)
+    strips = -(-extent[:, 1] // rows)
+    owner = np.repeat(np.arange(len(extent)), strips)
+    above = (np.arange(len(owner)) - np.repeat(np.cumsum(strips) - strips, strips)) * rows[owner]
+    return owner, above, extent[owner, 0] * np.minimum(rows[owner], extent[owner, 1] - above)
 
 
 def _nearest_point(corners: np.ndarray, face: np.ndarray, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +206,7 @@ def vertex_normals(mesh: Mesh) -> np.ndarray:
 
 
 def to_bytes(colour: np.ndarray) -> np.ndarray:
-    """Colours in [0, 1] as rounded uint8; what is not finite becomes 0."""
+    """Colours in [0, 1] as rounded uint8; NaN becomes 0."""
     return np.rint(np.nan_to_num(colour, nan=0.0).clip(0, 1) * 255).astype(np.uint8)
 
 

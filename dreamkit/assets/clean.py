@@ -11,13 +11,13 @@ from dreamkit.meshes import Mesh
 
 
 def clean(mesh: Mesh, faces: int = 12_000, *, keep: float = 0.02, smoothing: int = 8) -> Mesh:
-    """The mesh without floaters, inner shells and degenerate faces, smoothed, and with at most `faces` faces.
+    """The mesh without floaters, inner shells and degenerate faces, smoothed, and with about `faces` faces or fewer.
 
     Vertex colours are carried along; texture coordinates would not survive, so clean before unwrapping.
 
     Args:
         mesh: closed components, facing outward.
-        faces: the budget, at least 4.
+        faces: the budget, at least 4; where the shape would be lost, more are kept.
         keep: the smallest component kept, as a share of the area of the largest.
         smoothing: Taubin iterations; 0 leaves the positions alone.
 

@@ -52,7 +52,7 @@ def png_bytes(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def picture_from(data: bytes, name: str) -> np.ndarray:
+def picture_from(data: bytes | memoryview, name: str) -> np.ndarray:
     """The picture [H, W, 3] uint8 in a PNG, JPEG, WebP, ... file; opacity is dropped.
 
     Raises InputError, with the picture's `name`, if it is broken.

@@ -122,6 +122,7 @@ def read(path: Path | str, *, up: str | None = None, note: Note | None = None) -
 def tell_oddities(mesh: Mesh, note: Note) -> None:
     """Tell what of a mesh's shape may surprise: holes, edges of three faces, inside out, size."""
     corners = weld(mesh)[1][mesh.faces].astype(np.int64)
+    corners = corners[(corners != np.roll(corners, 1, axis=1)).all(1)]  # not those collapsed to an edge or a point
     ends = np.sort(np.stack([corners, np.roll(corners, -1, axis=1)], axis=-1).reshape(-1, 2), axis=1)
     count = np.unique(ends[:, 0] * len(mesh.vertices) + ends[:, 1], return_counts=True)[1]
     if (count == 1).any():

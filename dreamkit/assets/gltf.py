@@ -74,11 +74,11 @@ class Gltf:
             raise InputError(f"buffer view {view} is too short for {count} rows: the file is cut off or damaged")
         return np.ndarray((count, width), kind, data, offset, (step, kind.itemsize))
 
-    def view(self, index: int) -> bytes:
-        """The bytes of a buffer view."""
+    def view(self, index: int) -> memoryview:
+        """The bytes of a buffer view, not copied: many accessors may share a long one."""
         said = self.tree["bufferViews"][index]
         start = said.get("byteOffset", 0)
-        data = self._buffer(said["buffer"])[start : start + said["byteLength"]]
+        data = memoryview(self._buffer(said["buffer"]))[start : start + said["byteLength"]]
         if len(data) < said["byteLength"]:
             raise InputError(f"buffer {said['buffer']} ends inside buffer view {index}: the file is cut off or damaged")
         return data

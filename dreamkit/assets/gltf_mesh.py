@@ -24,6 +24,7 @@ from dreamkit.meshes import ROUGHNESS, Mesh
 
 WRAPS = {10497: "repeat", 33648: "mirror", 33071: "clamp"}
 POINTS, TRIANGLES, STRIP, FAN = 0, 4, 5, 6
+OLDER = "KHR_materials_pbrSpecularGlossiness"
 
 
 def read_gltf(path: Path, note: Note) -> Mesh:
@@ -34,7 +35,7 @@ def read_gltf(path: Path, note: Note) -> Mesh:
     skins, morphs and animations are left out, and told.
     """
     gltf = open_gltf(path)
-    groups: dict[tuple[int | None, bool], list[Mesh]] = defaultdict(list)
+    groups: dict[tuple[int | None, bool, bool], list[Mesh]] = defaultdict(list)
     left_out = set()
     for node, matrix in gltf.placed():
         if "mesh" not in node:
@@ -48,9 +49,9 @@ def read_gltf(path: Path, note: Note) -> Mesh:
             left_out |= {"morphs"} if "targets" in primitive else set()
             number = primitive.get("material")
             found = placed(_triangles(gltf, primitive), matrix)
-            groups[number, found.colours is None].append(found)
+            groups[number, found.colours is None, found.uv is None].append(found)
     left_out |= {name for name in ("skins", "animations") if gltf.tree.get(name)}
-    parts = [_dressed(gltf, number, stack(meshes), left_out, note) for (number, _), meshes in groups.items()]
+    parts = [_dressed(gltf, number, stack(meshes), left_out, note) for (number, *_), meshes in groups.items()]
     if left_out:
         note(f"not read, for a mesh cannot say it: {', '.join(sorted(left_out))}")
     if not parts:
@@ -67,18 +68,20 @@ def placed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
 
 
 def _triangles(gltf: Gltf, primitive: dict[str, Any]) -> Mesh:
-    """Positions, faces, vertex colours (still light) and the coordinates that its material asks for."""
+    """Positions, faces, vertex colours (still light) and the coordinates that its material asks for; of the rows, those
+    that its faces use, as many primitives may share an accessor."""
     names = primitive["attributes"]
-    vertices = gltf.accessor(names["POSITION"]).astype(np.float32)
-    order = np.arange(len(vertices))
+    rows = gltf.accessor(names["POSITION"])
+    used, order = np.arange(len(rows)), np.arange(len(rows))
     if "indices" in primitive:
-        order = gltf.accessor(primitive["indices"])[:, 0].astype(np.int64)
+        used, order = np.unique(gltf.accessor(primitive["indices"])[:, 0].astype(np.int64), return_inverse=True)
+    vertices = rows[used].astype(np.float32)
     colours = uv = None
     if "COLOR_0" in names:
-        colours = gltf.accessor(names["COLOR_0"])[:, :3].astype(np.float32).clip(0, 1)
+        colours = gltf.accessor(names["COLOR_0"])[used, :3].astype(np.float32).clip(0, 1)
     coordinates = f"TEXCOORD_{_coordinates(gltf, primitive.get('material'))}"
     if coordinates in names:
-        uv = gltf.accessor(names[coordinates]).astype(np.float32)
+        uv = gltf.accessor(names[coordinates])[used].astype(np.float32)
     return Mesh(vertices, _faces(order, primitive.get("mode", TRIANGLES)), colours, uv)
 
 
@@ -98,9 +101,20 @@ def _faces(order: np.ndarray, mode: int) -> np.ndarray:
 def _pictures(gltf: Gltf, number: int | None) -> dict[str, dict[str, Any]]:
     """The pictures of a material that a mesh can say, by glTF's names, the base colour first."""
     material = {} if number is None else gltf.tree["materials"][number]
-    named = material.get("pbrMetallicRoughness", {}) | material
+    named = _metallic(material) | material
     wanted = ("baseColorTexture", "metallicRoughnessTexture", "normalTexture")
     return {name: named[name] for name in wanted if name in named}
+
+
+def _metallic(material: dict[str, Any]) -> dict[str, Any]:
+    """What a material says of its surface, as `pbrMetallicRoughness`. One that says it in the older words of
+    KHR_materials_pbrSpecularGlossiness alone is taken for no metal, of its diffuse colour."""
+    older = material.get("extensions", {}).get(OLDER)
+    if older is None or "pbrMetallicRoughness" in material:
+        return material.get("pbrMetallicRoughness", {})
+    names = {"diffuseTexture": "baseColorTexture", "diffuseFactor": "baseColorFactor"}
+    said = {new: older[name] for name, new in names.items() if name in older}
+    return said | {"metallicFactor": 0.0, "roughnessFactor": 1 - older.get("glossinessFactor", 1.0)}
 
 
 def _coordinates(gltf: Gltf, number: int | None) -> int:
@@ -134,7 +148,7 @@ def _dressed(gltf: Gltf, number: int | None, mesh: Mesh, left_out: set[str], not
         wrap = (WRAPS[sampler.get("wrapS", 10497)], WRAPS[sampler.get("wrapT", 10497)])
     if mesh.uv is not None:
         mesh = replace(mesh, uv=np.stack([mesh.uv[:, 0], 1 - mesh.uv[:, 1]], axis=-1))
-    surface = material.get("pbrMetallicRoughness", {})
+    surface = _metallic(material)
     mesh = _coloured(gltf, mesh, pictures.get("baseColorTexture"), surface.get("baseColorFactor", (1, 1, 1)))
     maps = _surface_maps(gltf, pictures.get("metallicRoughnessTexture"), surface, number is not None)
     if maps and mesh.uv is None:
@@ -156,7 +170,7 @@ def _unsaid(material: dict[str, Any]) -> set[str]:
         found.add("emission")
     if "occlusionTexture" in material:
         found.add("occlusion")
-    return found | {name for name in material.get("extensions", {}) if name != "KHR_materials_unlit"}
+    return found | {name for name in material.get("extensions", {}) if name not in ("KHR_materials_unlit", OLDER)}
 
 
 def _transformed(uv: np.ndarray, said: dict[str, Any]) -> np.ndarray:

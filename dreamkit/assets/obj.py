@@ -79,7 +79,7 @@ def _materials(path: Path, text: str) -> dict[str, Material]:
     """The materials of the files that `mtllib` lines name, by name."""
     materials: dict[str, Material] = {}
     for line in re.findall(r"^\s*mtllib\s+(.+?)\s*$", text, re.MULTILINE):
-        file = path.with_name(line)
+        file = path.parent / line
         if not file.is_file():
             raise InputError(
                 f"it names the materials {line}, but there is no {file}: put it there, or cut the line out"
@@ -177,7 +177,7 @@ def _obj_text(mesh: Mesh, extras: dict[str, Any], material: str | None) -> str:
     rows = np.concatenate([vertices, mesh.colours], axis=1) if plain and mesh.colours is not None else vertices
     lines = [f"# dreamkit {version()}", f"# dreamkit-extras {json.dumps(extras)}"]
     lines += [f"mtllib {material}", "usemtl surface"] if material else []
-    lines += [f"v {' '.join(f'{x:.7g}' for x in row)}" for row in rows.tolist()]
+    lines += [f"v {' '.join(f'{x:.9g}' for x in row)}" for row in rows.tolist()]
     if mesh.uv is not None:
         lines += [f"vt {u:.7g} {v:.7g}" for u, v in mesh.uv.tolist()]
     lines += [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in normals.tolist()]

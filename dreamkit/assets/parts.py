@@ -151,6 +151,8 @@ def coloured_by_texture(mesh: Mesh, note: Note) -> Mesh:
     detail = 0 if mesh.texture is None else 2 * int(np.sqrt(mesh.texture[..., 0].size))
     size = min(max(10 * cells, detail, 16), LARGEST // 2)
     note(f"vertex colours were laid into a texture of {size} x {size} texels")
+    if mesh.normal_map is not None:
+        note("its normal map was left out, as it lies along the old coordinates")
     return on_grid(mesh, colours, size)
 
 

@@ -29,9 +29,10 @@ def read_ply(path: Path, up: str, note: Note) -> Mesh:
     for line in header_lines(data):
         if line.lower().startswith("comment texturefile"):
             name = line[len("comment texturefile") :].strip()
-            if not path.with_name(name).is_file():
-                raise InputError(f"it names the picture {name}, but there is no {path.with_name(name)}: put it there")
-            picture = picture_from(path.with_name(name).read_bytes(), name)
+            file = path.parent / name.replace("\\", "/")
+            if not file.is_file():
+                raise InputError(f"it names the picture {name}, but there is no {file}: put it there")
+            picture = picture_from(file.read_bytes(), name)
     # Coordinates without a picture must not split vertices, for trimesh would lose their colours.
     scene = trimesh.load_scene(path, process=False, fix_texture=picture is not None)
     found = next((g for g in scene.geometry.values() if isinstance(g, trimesh.Trimesh) and len(g.faces)), None)

@@ -58,7 +58,8 @@ def with_texture_coordinates(mesh: Mesh, size: int, time_limit_s: float = 20.0) 
 
     They can if they lie in the unit square, hardly any face is without area there, and not more area is used than
     there is. When the mesh is unwrapped, its maps are read at the old coordinates (outside of the square they repeat)
-    and written at the new ones; vertex colours are carried along.
+    and written at the new ones, but for a normal map, whose directions lie along the old ones; vertex colours are
+    carried along.
     """
     number = np.arange(len(mesh.vertices))
     if _paintable(mesh):

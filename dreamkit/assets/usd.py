@@ -158,10 +158,10 @@ def read_usdz(path: Path, note: Note) -> Mesh:
             continue
         matrix = np.array(cache.GetLocalToWorldTransform(prim)).T
         matrix[:3] *= unit
-        found = _polygons(UsdGeom.Mesh(prim))
+        found = _polygons(UsdGeom.Mesh(prim), _laid_by(prim))
         if UsdGeom.Subset.GetAllGeomSubsets(UsdGeom.Imageable(prim)):
             note(f"{prim.GetPath()} has several materials: only the one of the whole is read")
-        parts.append(Part(placed(_dressed(prim, found, path), matrix)))
+        parts.append(Part(placed(_dressed(prim, found, path, note), matrix)))
     if not parts:
         raise InputError("it holds no polygons")
     mesh = merge(parts, note)
@@ -178,9 +178,9 @@ def _opened(path: Path) -> Any:
         raise InputError("it is damaged, or no USDZ") from error
 
 
-def _polygons(shape: Any) -> Mesh:
-    """Positions, faces, `displayColor` and `st`. Where those are told by corner or by face, every corner becomes a
-    vertex of its own."""
+def _polygons(shape: Any, laid_by: str) -> Mesh:
+    """Positions, faces, `displayColor` and the coordinates of that name. Where those are told by corner or by face,
+    every corner becomes a vertex of its own."""
     from pxr import UsdGeom
 
     points = np.array(shape.GetPointsAttr().Get(), np.float32).reshape(-1, 3)
@@ -190,7 +190,7 @@ def _polygons(shape: Any) -> Mesh:
     if shape.GetOrientationAttr().Get() == UsdGeom.Tokens.leftHanded:
         faces = faces[:, ::-1]
     primvars = UsdGeom.PrimvarsAPI(shape)
-    told = {name: v for name in ("displayColor", "st") if (v := primvars.GetPrimvar(name)) and v.HasValue()}
+    told = {name: v for name in ("displayColor", laid_by) if (v := primvars.GetPrimvar(name)) and v.HasValue()}
     if {str(variable.GetInterpolation()) for variable in told.values()} <= {"vertex", "varying", "constant"}:
         vertex, faces = np.arange(len(points)), corner[faces]
     else:
@@ -204,7 +204,7 @@ def _polygons(shape: Any) -> Mesh:
         for name, variable in told.items()
     }
     colours = to_display(rows["displayColor"].clip(0, 1)).astype(np.float32) if "displayColor" in rows else None
-    return Mesh(points[vertex], np.ascontiguousarray(faces, np.int32), colours, rows.get("st"))
+    return Mesh(points[vertex], np.ascontiguousarray(faces, np.int32), colours, rows.get(laid_by))
 
 
 def _fans(counts: np.ndarray) -> np.ndarray:
@@ -215,30 +215,53 @@ def _fans(counts: np.ndarray) -> np.ndarray:
     return np.stack([start[face], start[face] + step + 1, start[face] + step + 2], axis=-1)
 
 
-def _dressed(prim: Any, mesh: Mesh, path: Path) -> Mesh:
-    """The mesh with the constants and pictures of its material."""
+def _surface(prim: Any) -> Any:
+    """The shader of its material, if that is one that can be read."""
     from pxr import UsdShade
 
     material = UsdShade.MaterialBindingAPI(prim).ComputeBoundMaterial()[0]
     surface = material.ComputeSurfaceSource()[0] if material else None
-    if not surface or surface.GetShaderId() != "UsdPreviewSurface":
-        return mesh
-    maps = {}
-    for kind, name in INPUTS.items():
+    return surface if surface and surface.GetShaderId() == "UsdPreviewSurface" else None
+
+
+def _source(given: Any) -> tuple[Any, str]:
+    """The shader that an input comes from and the name of its output there; none where it comes from none."""
+    from pxr import UsdShade
+
+    source = given.GetConnectedSources()[0] if given and given.HasConnectedSource() else []
+    return (UsdShade.Shader(source[0].source), str(source[0].sourceName)) if source else (None, "")
+
+
+def _laid_by(prim: Any) -> str:
+    """The name of the coordinates that the pictures of its material are laid by; "st" is the usual one."""
+    surface = _surface(prim)
+    for name in INPUTS.values() if surface else ():
+        picture, _ = _source(surface.GetInput(name))
+        reader, _ = _source(picture.GetInput("st")) if picture else (None, "")
+        if reader and reader.GetInput("varname"):
+            return str(reader.GetInput("varname").Get() or "st")
+    return "st"
+
+
+def _dressed(prim: Any, mesh: Mesh, path: Path, note: Note) -> Mesh:
+    """The mesh with the constants and pictures of its material."""
+    surface, maps = _surface(prim), {}
+    for kind, name in INPUTS.items() if surface else ():
         given = surface.GetInput(name)
-        source = given.GetConnectedSources()[0] if given and given.HasConnectedSource() else []
-        shader = UsdShade.Shader(source[0].source) if source else None
-        if shader and shader.GetShaderId() == "UsdUVTexture" and mesh.uv is not None:
+        shader, output = _source(given)
+        if shader and shader.GetShaderId() == "UsdUVTexture" and mesh.uv is None:
+            note(f"{prim.GetPath()} has pictures, but no coordinates to lay them by: left out")
+        elif shader and shader.GetShaderId() == "UsdUVTexture":
             picture = _packed_picture(path, shader.GetInput("file").Get())
-            channel = "rgb".find(str(source[0].sourceName))
+            channel = "rgb".find(output)
             colour = kind in ("texture", "normal_map")
             maps[kind] = picture if colour else np.ascontiguousarray(picture[..., max(channel, 0)])
-        elif not source and kind in ("roughness", "metallic"):
+        elif not shader and kind in ("roughness", "metallic"):
             plain = ROUGHNESS if kind == "roughness" else 0.0
             value = _said(given, FALLBACKS[kind])
             if abs(value - plain) > 1e-6:
                 maps[kind] = to_bytes(np.full((1, 1), value))
-        elif kind == "texture" and mesh.colours is None and not source:
+        elif kind == "texture" and not shader and (mesh.colours is None or (given and given.Get() is not None)):
             colour_ = to_display(np.array(_said(given, FALLBACKS[kind]), np.float32).clip(0, 1)).astype(np.float32)
             mesh = replace(mesh, colours=np.tile(colour_, (len(mesh.vertices), 1)))
     if maps and mesh.uv is None:
@@ -255,7 +278,9 @@ def _said(given: Any, fallback: Any) -> Any:
 def _packed_picture(path: Path, asset: Any) -> np.ndarray:
     """A picture inside the package."""
     with zipfile.ZipFile(path) as package:
-        names = [name for name in package.namelist() if name.endswith(asset.path.removeprefix("./"))]
+        wanted = asset.path.removeprefix("./")
+        names = [name for name in package.namelist() if name == wanted or name.endswith(f"/{wanted}")]
+        names.sort(key=len)
         if not names:
             raise InputError(f"it names the picture {asset.path}, but does not hold it")
         return picture_from(package.read(names[0]), asset.path)

@@ -12,7 +12,7 @@ class Health:
     vertices: int
     faces: int
     components: int
-    """Pieces of the surface that share no edge."""
+    """Pieces of the surface that share no corner."""
     open_edges: int
     """Edges of one face only: the rims of holes."""
     crowded_edges: int
@@ -36,6 +36,7 @@ def health(mesh: Mesh) -> Health:
     """Count what is wrong with a mesh. Corners at one place count as one, so that texture seams are no holes."""
     _, place = np.unique(mesh.vertices, axis=0, return_inverse=True)
     faces = place.reshape(-1)[mesh.faces]
+    faces = faces[(faces != np.roll(faces, 1, axis=1)).all(1)]  # those collapsed to an edge or a point bound nothing
     edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
     shared, count = np.unique(edges, axis=0, return_counts=True) if len(edges) else (edges, np.zeros(0))
     corners = mesh.vertices[mesh.faces].astype(np.float64)

@@ -1,5 +1,6 @@
 """How close a mesh is to the true one. Both in the same pose and units: nothing is aligned."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,8 @@ class Likeness:
 def likeness(mesh: Mesh, truth: Mesh, share: float = 0.05, points: int = 20_000, seed: int = 0) -> Likeness:
     """F-score and Chamfer distance between two surfaces (Tanks and Temples, Knapitsch et al. 2017, section 5).
 
-    Points are drawn evenly over each surface; their distances are to the other surface itself, not to points of it, so
+    Points are drawn evenly over each surface, and those that cannot be seen from outside left out (the world's things
+    are parts that reach into one another); their distances are to the other surface itself, not to points of it, so
     that equal surfaces score exactly 1 and 0.
 
     Args:
@@ -60,6 +62,25 @@ def surface_area(mesh: Mesh) -> float:
 
 
 def _distances(mesh: Mesh, other: Mesh, count: int, streams: Streams) -> Tensor:
-    """[count] from points of one mesh to the other."""
-    points = on_surface(torch.as_tensor(mesh.vertices), torch.as_tensor(mesh.faces), count, streams).position
+    """[N] from those of `count` points of one mesh that can be seen to the other."""
+    vertices, faces = torch.as_tensor(mesh.vertices), torch.as_tensor(mesh.faces)
+    points = on_surface(vertices, faces, count, streams).position
+    points = points[seen_from_outside(points, vertices, faces)]
     return surface(torch.as_tensor(other.vertices), torch.as_tensor(other.faces)).closest(points).distance
+
+
+def seen_from_outside(points: Tensor, vertices: Tensor, faces: Tensor, count: int = 64) -> Tensor:
+    """Whether points [N, 3] on a surface can be seen: bool [N], from one of `count` sides, evenly all round."""
+    own, number = surface(vertices, faces), torch.arange(count, dtype=torch.float64)
+    # A golden spiral, taken in jumps, so that what can be seen is found after a few sides.
+    height, turn = 1 - (2 * number + 1) / count, number * math.pi * (3 - 5**0.5)
+    sides = torch.stack([(1 - height**2).sqrt() * turn.cos(), (1 - height**2).sqrt() * turn.sin(), height], 1)
+    off = 1e-4 * float((vertices.amax(0) - vertices.amin(0)).norm())  # so that no ray meets the face it starts from
+    seen = torch.zeros(len(points), dtype=torch.bool)
+    for side in sides[(number * 23 % count).long()].to(points):
+        left = (~seen).nonzero()[:, 0]
+        if not len(left):
+            break
+        rays = side.expand(len(left), 3).contiguous()
+        seen[left] = own.cast(points[left] + off * side, rays).face < 0
+    return seen

@@ -213,15 +213,17 @@ EXACT = 0.85
 
 
 def named(prompt: str) -> Asked | None:
-    """What a prompt asks for, if it says so in this world's words, with a colour for each kind; else None."""
+    """What a prompt asks for, if it says so in this world's words, with a colour for each kind; else None, also for two
+    things of one kind, and for things on what nothing can stand on."""
     words = prompt.lower().replace(",", " ").split()
     text = " ".join(word for word in words if word not in ("a", "an", "the", "one"))
     for relation, ways in JOINTS.items():
         for way in ways:
             left, joint, right = text.partition(f" {way} ")
-            both = _thing(left), _thing(right)
-            if joint and both[0] and both[1]:
-                return Pair(both[0], relation, both[1])
+            one, two = _thing(left), _thing(right)
+            stands = relation != "on top of" or (two is not None and two.kind in SUPPORTS)
+            if joint and one and two and one.kind != two.kind and stands:
+                return Pair(one, relation, two)
     return _thing(text)
 
 
