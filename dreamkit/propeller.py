@@ -117,7 +117,7 @@ def _guessed(spec: Propeller, state: State, replicas: list[_Replica]) -> list[St
         state.ahead = {"scenes": [_kept(state.scene)], "threshold": spec.threshold, "attempt": state.attempt}
     guesses, states = state.ahead["scenes"], [state]
     for i, replica in enumerate(replicas):
-        replica.scene.load(guesses[min(i, len(guesses) - 1)])  # beyond what was guessed, the last guess stands
+        replica.scene.load(guesses[min(i, len(guesses) - 1)]["state"])  # beyond what was guessed, the last guess stands
         source = replica.source or state.source
         states.append(replace(state, scene=replica.scene, source=source, step=state.step + 1 + i))
     return states
@@ -135,7 +135,7 @@ def _roll(spec: Propeller, stage: Stage, states: list[State], first: int, seed: 
         taken += 1
         if not worthless:
             errors.append(_error(state.scene, guesses[min(taken, len(guesses)) - 1]))
-    ahead: list[dict[str, Tensor]] = []
+    ahead: list[dict[str, Any]] = []
     if taken < usable and not worthless:
         further = _copied(state, states[1].scene)
         for i in range(taken, usable):
@@ -162,13 +162,14 @@ def _parameters(scene: Scene) -> list[Tensor]:
     return [parameter for group in scene.parameters() for parameter in group["params"]]
 
 
-def _kept(scene: Scene) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in scene.state().items()}
+def _kept(scene: Scene) -> dict[str, Any]:
+    """A guess: the scene's state, and its parameters, by which guesses are compared."""
+    state = {name: value.detach().clone() for name, value in scene.state().items()}
+    return {"state": state, "parameters": [value.detach().clone() for value in _parameters(scene)]}
 
 
-def _error(scene: Scene, guess: dict[str, Tensor]) -> float:
-    """Mean squared difference of the floating-point tensors of a state."""
-    mine = scene.state()
-    pairs = [(mine[name].detach(), guess[name]) for name in mine if mine[name].is_floating_point()]
-    total = sum(float((a - b.to(a)).double().square().sum()) for a, b in pairs)
+def _error(scene: Scene, guess: dict[str, Any]) -> float:
+    """Mean squared difference of the parameters."""
+    pairs = list(zip(_parameters(scene), guess["parameters"], strict=True))
+    total = sum(float((a.detach() - b.to(a)).double().square().sum()) for a, b in pairs)
     return total / sum(a.numel() for a, _ in pairs)

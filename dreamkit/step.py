@@ -109,7 +109,7 @@ def advance(stage: Stage, state: State, first: int, seed: int, skip: bool) -> bo
     rows = None
     if not skip:
         state.optimiser.step()
-        rows = state.scene.after_step(local, streams)
+        rows = state.scene.after_step(local, streams, now.representation)
         if rows is not None:
             state.optimiser = carried(state.optimiser, state.scene.parameters(now.representation), rows)
     state.step += 1

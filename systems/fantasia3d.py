@@ -1,9 +1,10 @@
 """Fantasia3D: first the shape, by its normals alone, then a material on it (arXiv:2303.13873).
 
 The shape begins as an ellipsoid and is a hash-grid network of signed distances; the prior sees its normals as a colour
-picture. Then the shape is kept, and colour, roughness, metal and a normal map are painted on it, in the light of a
-studio. Steps, picture sizes, level ranges, weights of levels and learning rates are those of threestudio's `fantasia3d`
-and `fantasia3d-texture`. Left out is the start of the shape's stage, in which normals and mask stand for a latent.
+picture. Then the shape is smoothed a little and kept, and colour, roughness and metal are painted on it, in the light
+of a studio. Steps, picture sizes, level ranges, weights of levels and learning rates are those of threestudio's
+`fantasia3d` and `fantasia3d-texture`. Left out are the start of the shape's stage, in which normals and mask stand for
+a latent, and the normal map of the second.
 Needs the prior's weights (about 5 GB) and a GPU: 10,000 steps of 512 x 512 pixels, then 5,000.
 """
 
@@ -42,6 +43,7 @@ shape = Stage(
 appearance = Stage(
     representation=MeshSurface(
         keep_geometry=True,
+        face_budget=100_000,
         paint=Network(encoding, hidden=64, network_rate=1e-2),
         texture_size=2048,
         environment=Studio(),

@@ -17,11 +17,14 @@ from dreamkit.priors import Bell, Gaussian
 from dreamkit.recipe import Guide, Recipe, Stage, load
 from dreamkit.rehearsal import load_priors
 from dreamkit.representations.canvas import Canvas
+from dreamkit.representations.gaussians import Gaussians
+from dreamkit.representations.gaussians.control import Densify, Statistics
 from dreamkit.representations.hashgrid import HashGridScene
 from dreamkit.representations.mesh import MeshSurface
 from dreamkit.representations.paint import LatentTexture
 from dreamkit.representations.particles import Particles, alike
 from dreamkit.run import Run
+from dreamkit.schedule import Linear
 from dreamkit.state import fresh, handed_over, save
 from dreamkit.step import cameras_of, take_step
 from dreamkit.streams import Streams
@@ -204,3 +207,16 @@ def test_latents_of_particles_are_in_the_order_of_their_pictures():
     images, order = many.render(cameras, streams), many.order(4, streams)
     inside = [float(images.latent[i][:, images.alpha[i, 0] > 0.99].mean()) for i in range(4)]
     assert inside == pytest.approx([float(order[i % 2]) for i in range(4)], abs=1e-4)
+
+
+def test_particles_that_are_not_shown_are_kept_up_by_the_settings_of_the_step():
+    """Of three, one is shown; all are due, and growth is there at first and gone at the end."""
+    strategy = Densify(begin=0, every=1, growth=Linear(1.0, 0.0), prune_opacity=0.0)
+    stage = stage_of(SDS, Gaussians(count=20, strategy=strategy), particles=3, batch=1, steps=100)
+    state = fresh(stage, 0, CPU, load_priors(Recipe((stage,)), "a red ball", CPU))
+    now, seen = stage.at(0).representation, []
+    for scene in state.scene.scenes:
+        scene._seen = Statistics(torch.ones(20), torch.ones(20), torch.zeros(20))
+    state.scene.after_step(0, Streams(0, 0), now)
+    seen = [len(scene.cloud) for scene in state.scene.scenes]
+    assert min(seen) > 20

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dreamkit import device as devices
-from dreamkit import loop
+from dreamkit import loop, propeller
 from dreamkit.compose import compose
 from dreamkit.errors import InputError
 from dreamkit.guidance.rules import DDS, SDS, VSD
@@ -24,6 +24,7 @@ from dreamkit.rehearsal import load_priors
 from dreamkit.representations.canvas import Canvas
 from dreamkit.run import Run
 from dreamkit.state import fresh
+from dreamkit.streams import Streams
 from tests.test_loop import CPU, TINY, final, stop_at
 from tests.test_particles import PRIOR, stage_of
 
@@ -103,7 +104,7 @@ def test_every_round_makes_one_more_step_of_a_window_exact():
     begun = state.scene.logits.detach().clone()
     for rounds in range(1, window + 1):
         assert take(stage, state, 0, priors, "a red ball", 0)["taken"] == 1
-        guessed = [guess["logits"] for guess in state.ahead["scenes"]] if rounds < window else []
+        guessed = [guess["state"]["logits"] for guess in state.ahead["scenes"]] if rounds < window else []
         assert len(guessed) == window - rounds
         for i, found in enumerate([state.scene.logits.detach(), *guessed], rounds):
             terms = sum(math.comb(i, m) * (-h) ** m for m in range(rounds + 1))
@@ -203,3 +204,15 @@ def test_seconds_are_of_a_step_also_where_a_round_takes_several(tmp_path, monkey
     recipe = Recipe((still,), cadence=replace(load(TINY).cadence, log=3))
     assert go(recipe, tmp_path / "run", SERIAL_OPEN) == [3, 3, 3]
     assert [line["seconds"]["step"] for line in Run.open(tmp_path / "run").history()] == [1.0, 1.0, 1.0]
+
+
+def test_guesses_are_compared_by_their_parameters_alone():
+    """Not by what a scene remembers besides, such as where something is."""
+    scene = load(TINY).stages[0].representation.build(CPU, Streams(0, -1))
+    guess = propeller._kept(scene)
+    scene.remembered += 100
+    assert propeller._error(scene, guess) == 0
+    with torch.no_grad():
+        scene.output += 0.5
+    count = sum(p.numel() for group in scene.parameters() for p in group["params"])
+    assert propeller._error(scene, guess) == pytest.approx(0.25 * scene.output.numel() / count, rel=1e-6)

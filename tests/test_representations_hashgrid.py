@@ -353,3 +353,9 @@ def test_nothing_is_outside_the_radius_and_the_fog_stands_where_it_should():
     assert centre > 9  # softplus(10), and the fresh network adds less than a thousandth
     assert inside == pytest.approx(2.3, abs=0.1)  # softplus(10 (1 - 0.39 / 0.5))
     assert outside < 1e-20
+
+
+def test_numbers_that_were_added_to_another_blob_are_another_scene():
+    built, other = (replace(SMALL, blob_strength=strength).build("cpu", Streams(0, 0)) for strength in (5.0, 10.0))
+    with pytest.raises(ValueError, match="another scene"):
+        other.load(built.state())

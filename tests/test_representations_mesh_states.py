@@ -13,8 +13,9 @@ from dreamkit.errors import InputError
 from dreamkit.recipe import load as load_recipe
 from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.render.lighting import Studio
+from dreamkit.representations.network import Network
 from dreamkit.representations.paint import LatentTexture, Texture
-from dreamkit.representations.representation import LearnedColour, PlainColour
+from dreamkit.representations.representation import LearnedColour, PlainColour, continued
 from dreamkit.state import fresh
 from dreamkit.step import take_step
 from dreamkit.streams import Streams
@@ -115,12 +116,43 @@ def test_colours_become_latents_and_latents_colours():
     latent = KINDS["latents"].build("cpu", Streams(0, 0))
     latent.load(coloured.state())
     torch.testing.assert_close(latent.render(VIEWS).rgb, coloured.render(VIEWS).rgb, rtol=0, atol=1e-5)
-    again = replace(SMALL, paint=Texture(size=64), environment=Studio()).build("cpu", Streams(0, 0))
+    again = replace(SMALL, paint=Texture(size=8), environment=Studio()).build("cpu", Streams(0, 0))
     again.load(latent.state())
     shown = again.render(VIEWS, shading="albedo").rgb
     torch.testing.assert_close(shown, coloured.render(VIEWS).rgb, rtol=0, atol=1e-5)
     assert again.state()["texture/material"].shape == (8, 8, 2)  # lit: a texel each, to learn
     assert latent.mesh().texture.shape == (8, 8, 3)
+
+
+def test_latents_become_a_texture_of_the_size_that_is_asked_for():
+    latent = replace(SMALL, paint=LatentTexture(size=8)).build("cpu", Streams(0, 0))
+    latent.load(scene(spec=replace(SMALL, paint=Texture(size=8))).state())
+    fine = replace(SMALL, paint=Texture(size=24)).build("cpu", Streams(0, 0))
+    fine.load(latent.state())
+    given, found = latent.mesh().texture, fine.state()["texture/colour"]
+    assert found.shape == (24, 24, 3)
+    # The middle of every 3 x 3 lies on a coarse texel's centre.
+    np.testing.assert_allclose(255 * found[1::3, 1::3].numpy(), given, atol=0.51)  # bytes
+
+
+def test_a_painting_network_of_other_sizes_is_no_state_but_is_taken_over():
+    one = replace(SMALL, paint=Network(hidden=8)).build("cpu", Streams(0, 0))
+    spec = replace(SMALL, paint=Network(hidden=12))
+    with pytest.raises(ValueError, match="other sizes"):
+        spec.build("cpu", Streams(0, 0)).load(one.state())
+    other = continued(spec, one, "cpu", Streams(1, 0))
+    assert other.state()["paint/hidden"].shape[0] == 12
+
+
+def test_a_learned_background_comes_and_goes_with_the_stages():
+    plain, learned = SMALL, replace(SMALL, background=LearnedColour())
+    one = scene(spec=plain)
+    other = continued(learned, one, "cpu", Streams(1, 0))
+    back = continued(plain, other, "cpu", Streams(2, 0))
+    for name, value in one.state().items():
+        assert torch.equal(value, other.state()[name]), name
+        assert torch.equal(value, back.state()[name]), name
+    assert other.state().keys() - one.state().keys() == {"background"}
 
 
 def test_a_guide_that_sees_latents_moves_them_and_asks_for_some():

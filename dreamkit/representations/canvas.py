@@ -61,7 +61,7 @@ class CanvasScene:
         """The picture's logits."""
         return [{"name": "canvas", "params": [self.logits], "lr": fixed((now or self.spec).rate)}]
 
-    def after_step(self, step: int, streams: Streams) -> None:
+    def after_step(self, step: int, streams: Streams, now: Canvas | None = None) -> None:
         """Nothing to keep up."""
 
     def state(self) -> dict[str, Tensor]:

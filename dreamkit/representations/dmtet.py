@@ -291,12 +291,14 @@ class DMTetScene:
         return groups + self.backdrop.parameters(now.background)
 
     @torch.no_grad()
-    def after_step(self, step: int, streams: Streams) -> dict[str, Tensor] | None:
+    def after_step(self, step: int, streams: Streams, now: DMTet | None = None) -> dict[str, Tensor] | None:
         """Cut the grid finer when it is time. The surface stays where it is.
 
         Returns, for each parameter group whose shape changed, which old row each new row continues (-1: none), or None.
         """
         self.shown = None
+        if now is not None:
+            self.wanted = max(self.wanted, int(fixed(now.subdivisions)))
         if self.wanted <= self.cuts:
             return None
         sdf, position = self.values()

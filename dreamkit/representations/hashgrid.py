@@ -140,6 +140,7 @@ class HashGridScene:
         self.remembered = torch.zeros(grid, device=device)
         self.occupied = torch.ones(grid, dtype=torch.bool, device=device)
         self.thinnest = torch.zeros(grid, device=device)
+        self.blob = torch.tensor([spec.blob_strength, spec.blob_radius, spec.radius], device=device)
         self.backdrop = Backdrop(spec.background, spec.preview, device)
 
     def render(
@@ -182,7 +183,7 @@ class HashGridScene:
         return groups + self.backdrop.parameters(now.background)
 
     @torch.no_grad()
-    def after_step(self, step: int, streams: Streams) -> None:
+    def after_step(self, step: int, streams: Streams, now: HashGrid | None = None) -> None:
         """Every `refresh` steps, look at one random point of each cell (stream "occupancy")."""
         spec = self.spec
         if step % spec.refresh:
@@ -202,12 +203,16 @@ class HashGridScene:
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over a state, in place. Raises ValueError for missing or unknown names and for other shapes."""
+        """Take over a state, in place. Raises ValueError for missing or unknown names, for other shapes, and for one
+        that means another density, as it adds to another blob."""
         mine = self._tensors()
         shapes = {name: tuple(tensor.shape) for name, tensor in mine.items()}
         given = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if shapes != given:
             raise ValueError(f"not a state of this HashGrid: it has {shapes}; given {given}")
+        if not torch.equal(state["blob"].cpu(), self.blob.cpu()):
+            other = state["blob"].tolist()
+            raise ValueError(f"what was added to a blob of {other} is another scene on one of {self.blob.tolist()}")
         for name, tensor in mine.items():
             tensor.copy_(state[name])
 
@@ -237,7 +242,7 @@ class HashGridScene:
         return resolve(self.spec, 1.0) if now is None else now
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("table", "hidden", "output", "remembered", "occupied", "thinnest")
+        names = ("table", "hidden", "output", "remembered", "occupied", "thinnest", "blob")
         return {name: getattr(self, name) for name in names} | self.backdrop.tensors()
 
     def _field(self, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -316,7 +316,7 @@ class MeshScene:
             groups = [{"name": "offsets", "params": [offsets], "lr": fixed(now.vertex_rate)}]
         return groups + paint.parameters(now.paint, self._is_lit) + self.backdrop.parameters(now.background)
 
-    def after_step(self, step: int, streams: Streams) -> None:
+    def after_step(self, step: int, streams: Streams, now: MeshSurface | None = None) -> None:
         """Bring colours and materials back into their ranges."""
         self._parts[2].cut_off()
 

@@ -301,6 +301,9 @@ def restored(spec: Painting, size: int, tensors: dict[str, Tensor], lit: bool, b
     kind = next((names for names in (NETWORK, LATENT, LAYERS) if tensors.keys() == set(names)), ())
     given = [tensors[name] for name in kind]
     if isinstance(spec, Network) and kind == NETWORK:
+        shapes = [(spec.encoding.total, spec.encoding.features), (spec.hidden, spec.encoding.width), (5, spec.hidden)]
+        if [tuple(tensor.shape) for tensor in given] != shapes:
+            raise ValueError(f"a surface painted with {spec} cannot go on with a network of other sizes")
         first, second, third = (x.detach().clone().requires_grad_() for x in given)
         return NetworkPaint(HashNetwork(spec, first, second, third), size)
     if kind == LATENT and not isinstance(spec, Network):
@@ -308,12 +311,21 @@ def restored(spec: Painting, size: int, tensors: dict[str, Tensor], lit: bool, b
         if isinstance(spec, LatentTexture):
             return latent
         material, bump = (given[0].new_tensor([[values]]) for values in ([ROUGHNESS, 0.0], [0.0, 0.0]))
-        return TexturePaint(latent.shown(latent.latents), material, bump, lit, backend)
+        return TexturePaint(_finer(latent.shown(latent.latents), spec.size), material, bump, lit, backend)
     if kind == LAYERS and not isinstance(spec, Network):
         if isinstance(spec, LatentTexture):
             return LatentPaint.of(given[0], spec, backend)
         return TexturePaint(given[0], given[1], given[2], lit, backend)
     raise ValueError(f"a surface painted with a {type(spec).__name__} cannot go on with {', '.join(tensors) or 'none'}")
+
+
+def _finer(texture: Tensor, size: int) -> Tensor:
+    """A texture [H, W, C], bilinear between its texels if it has fewer than size x size."""
+    if min(texture.shape[:2]) >= size:
+        return texture
+    layers = texture.movedim(-1, 0)[None]
+    found = torch.nn.functional.interpolate(layers, (size, size), mode="bilinear", align_corners=False)
+    return found[0].movedim(0, -1).contiguous()
 
 
 def _in_range(raw: Tensor) -> Tensor:

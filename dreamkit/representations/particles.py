@@ -92,11 +92,11 @@ class ParticlesScene:
                 groups.append({"name": f"{i}/{group['name']}", "params": group["params"], "lr": group["lr"]})
         return groups
 
-    def after_step(self, step: int, streams: Streams) -> dict[str, Tensor] | None:
+    def after_step(self, step: int, streams: Streams, now: Any = None) -> dict[str, Tensor] | None:
         """Upkeep of every particle."""
         found: dict[str, Tensor] = {}
         for i, scene in enumerate(self.scenes):
-            rows = scene.after_step(step, streams.within(f"particle{i}"))
+            rows = scene.after_step(step, streams.within(f"particle{i}"), now)
             found |= {f"{i}/{name}": value for name, value in (rows or {}).items()}
         return found or None
 

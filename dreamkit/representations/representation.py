@@ -56,8 +56,8 @@ class Scene(Protocol):
         the same tensors."""
         ...
 
-    def after_step(self, step: int, streams: Streams) -> dict[str, Tensor] | None:
-        """Upkeep after the optimiser's step number `step`: occupancy, densification.
+    def after_step(self, step: int, streams: Streams, now: Any = None) -> dict[str, Tensor] | None:
+        """Upkeep after the optimiser's step number `step`: occupancy, densification. `now` as in `render`.
 
         Where it replaces leaf tensors it returns, for each of their groups by name, rows [N_new] int64: the old row
         from which each new one takes the optimiser's statistics, or -1 for none.
@@ -122,13 +122,16 @@ class Startable(Protocol):
 
 def continued(spec: Representation, scene: Scene, device: torch.device | str, streams: Streams) -> Scene:
     """A scene of `spec` with the contents of another one of its kind: its very numbers, or, where these do not fit
-    (another size, a network more), what it looks like.
+    (another size, a network more), what it looks like. A learned background comes and goes by itself.
 
     Raises ValueError for contents that do not fit a specification whose scenes can start from none.
     """
     new = spec.build(device, streams)
+    mine, state = new.state(), scene.state()
+    for name in {name for name in mine.keys() ^ state.keys() if name.rpartition("/")[2] == "background"}:
+        state = state | {name: mine[name]} if name in mine else {n: v for n, v in state.items() if n != name}
     try:
-        new.load(scene.state())
+        new.load(state)
     except ValueError:
         if not isinstance(spec, Startable):
             raise

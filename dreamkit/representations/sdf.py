@@ -91,7 +91,7 @@ class SignedDistanceScene(HashGridScene):
         return self.log_width.exp()
 
     @torch.no_grad()
-    def after_step(self, step: int, streams: Streams) -> None:
+    def after_step(self, step: int, streams: Streams, now: Any = None) -> None:
         """Upkeep of the grid, and of beta's limit: outside of the graph, so that its gradient lives on there."""
         self.log_width.clamp_(min=math.log(self.whole.least))
         super().after_step(step, streams)

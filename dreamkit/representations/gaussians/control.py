@@ -91,7 +91,7 @@ class Densify:
     """Radius as a share of the picture's longer side."""
     reset_every: int = 0
     """Steps after which no opacity is more than `reset_opacity`; 0 is never."""
-    reset_opacity: float = 0.02
+    reset_opacity: float = 0.04
     absolute: bool = False
     """Sum |gradients| of pixels, which do not cancel in large Gaussians (AbsGS, arXiv:2404.10484)."""
     max_count: int = 10_000

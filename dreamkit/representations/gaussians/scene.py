@@ -222,13 +222,13 @@ class GaussiansScene:
         return groups + self.backdrop.parameters(now.background)
 
     @torch.no_grad()
-    def after_step(self, step: int, streams: Streams) -> dict[str, Tensor] | None:
+    def after_step(self, step: int, streams: Streams, now: Gaussians | None = None) -> dict[str, Tensor] | None:
         """Keep the limits, and let the strategy do its work; see Scene.after_step.
 
         Counts what the training renders of this step saw (those with the same streams), once their gradients are
         there. Raises RunError if no Gaussian is left.
         """
-        watch, self._watch = self._watch_of(streams, self._now(None)), None
+        watch, self._watch = self._watch_of(streams, self._now(now)), None
         self._seen = watch.counted(self._seen)
         self._keep_limits()
         if watch.strategy is None:
