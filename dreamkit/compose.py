@@ -168,6 +168,8 @@ def _is_its_levels(rule: Rule) -> bool:
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with `steps` steps in all; each stage keeps its share, and at least one. Raises InputError for fewer
+    steps than stages."""
     if steps < len(recipe.stages):
         least = len(recipe.stages)
         raise InputError(f"--steps {steps}: one for every stage of the system is needed, so at least {least}.")

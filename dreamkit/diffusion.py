@@ -60,6 +60,17 @@ class Level:
         """The levels of several batches, one after the other."""
         return Level(*(torch.cat([getattr(level, name) for level in levels]) for name in ("t", "alpha", "sigma")))
 
+    @staticmethod
+    def clean(count: int) -> "Level":
+        """No noise, `count` times."""
+        none = torch.zeros(count, dtype=torch.float64)
+        return Level(none, none + 1, none)
+
+    @staticmethod
+    def where(mask: Tensor, first: "Level", second: "Level") -> "Level":
+        """Sample by sample, the first level where the mask [B] holds, else the second."""
+        return Level(*(torch.where(mask, getattr(first, n), getattr(second, n)) for n in ("t", "alpha", "sigma")))
+
 
 def over(values: Tensor, x: Tensor) -> Tensor:
     """values [B] shaped [B, 1, ...] to multiply x [B, ...], in its dtype and on its device."""
@@ -157,6 +168,12 @@ def preserved(z: Tensor, level: Level) -> Tensor:
     return z / over((level.alpha**2 + level.sigma**2).sqrt(), z)
 
 
+def eps_of(z: Tensor, x0: Tensor, level: Level) -> Tensor:
+    """The noise between a sample z [B, ...] and its clean estimate x0: (z - alpha x0) / sigma."""
+    alpha, sigma = level.over(z)
+    return (z - alpha * x0) / sigma
+
+
 def to_eps(parameterization: Parameterization, output: Tensor, z: Tensor, level: Level) -> Tensor:
     """The noise prediction eps that a network's output means at z [B, ...]."""
     alpha, sigma = level.over(z)
@@ -165,7 +182,7 @@ def to_eps(parameterization: Parameterization, output: Tensor, z: Tensor, level:
     if parameterization == "v":
         return (sigma * z + alpha * output) / (alpha**2 + sigma**2)
     if parameterization == "x0":
-        return (z - alpha * output) / sigma
+        return eps_of(z, output, level)
     if parameterization == "flow":
         return z + alpha * output
     raise _unknown(parameterization)

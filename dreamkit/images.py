@@ -10,21 +10,26 @@ because that is what diffusion priors were trained on, and is already composited
 import io
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
+
+FAINT = 1e-5
+"""The alpha below which a pixel shows nothing that has a depth or a direction."""
 
 
 @dataclass
 class RaySamples:
-    """What a volume renderer knows along its rays, for losses that look inside the volume. All [S] or [S, 3].
+    """What a volume renderer knows along its rays, for losses that look inside the volume: S samples of all rays.
 
-    weight is each sample's share of its pixel; normal is the unit outward normal; direction the unit ray direction.
+    weight [S] is each sample's share of its pixel; normal [S, 3] the unit outward normal; direction [S, 3] the unit ray
+    direction.
     """
 
     weight: Tensor
     normal: Tensor | None
     direction: Tensor
     opacity: Tensor
-    """1 - exp(-density * length) of each sample."""
+    """[S] 1 - exp(-density * length) of each sample."""
     position: Tensor
     """[S, 3] world units."""
 
@@ -42,11 +47,27 @@ class Images:
     def __len__(self) -> int:
         return self.rgb.shape[0]
 
-    def detach(self) -> "Images":
-        """The pictures without their graph (and without the samples inside)."""
-        normal = None if self.normal is None else self.normal.detach()
-        latent = None if self.latent is None else self.latent.detach()
-        return Images(self.rgb.detach(), self.alpha.detach(), self.depth.detach(), normal, latent=latent)
+
+def on_background(colour: Tensor, alpha: Tensor, depth: Tensor, normal: Tensor | None, background: Tensor) -> Images:
+    """What a renderer has summed up in every pixel, in the conventions of `Images`.
+
+    Args:
+        colour, alpha, depth, normal: [B, C, H, W], weighted sums along the rays, of which the weights' sum is alpha.
+        background: colour [B, C], or pictures [B, C, H, W].
+
+    Differentiable in all. Raises ValueError for a background of another shape.
+    """
+    batch, channels, *size = colour.shape
+    if tuple(background.shape) not in ((batch, channels), (batch, channels, *size)):
+        raise ValueError(
+            f"background must be [B, C] or [B, C, H, W] with B, C, H, W = {tuple(colour.shape)}; "
+            f"got {tuple(background.shape)}"
+        )
+    behind = background[:, :, None, None] if background.ndim == 2 else background
+    # Alpha is cut off below: depth is 0 where nothing is, and its gradient stays finite where almost nothing is.
+    depth = depth / alpha.clamp(min=FAINT)
+    normal = None if normal is None else F.normalize(normal, dim=1, eps=FAINT) * alpha
+    return Images(colour + (1 - alpha) * behind.to(alpha), alpha, depth, normal)
 
 
 def png(rgb: Tensor) -> bytes:

@@ -37,13 +37,19 @@ class Weighted:
 
 def needs_normals(losses: Iterable[Weighted]) -> bool:
     """Whether any of these losses looks at normals, which a scene renders only when asked."""
-    return any(loss.function in (orientation, smooth_normal) for loss in losses)
+    return any(getattr(loss.function, "reads_normals", False) for loss in losses)
+
+
+def reads_normals(loss: Loss) -> Loss:
+    """Marks a loss that looks at `Images.normal` or at normals inside a volume."""
+    loss.reads_normals = True  # type: ignore[attr-defined]
+    return loss
 
 
 def opacity(images: Images, scene: Any) -> Tensor:
     """Against fog and clutter: mean of sqrt(alpha^2 + 0.01) over pixels.
 
-    DreamFusion (arXiv:2209.14988, appendix A.2); `sparsity` in threestudio. At least 0.1, where nothing is seen.
+    DreamFusion (arXiv:2209.14988, appendix A.2); `sparsity` in threestudio. An empty picture costs 0.1.
     """
     return torch.sqrt(images.alpha**2 + 0.01).mean()
 
@@ -54,10 +60,16 @@ def entropy(images: Images, scene: Any) -> Tensor:
     -a log2 a - (1 - a) log2(1 - a), with a kept in [1e-5, 1 - 1e-5] (Latent-NeRF, arXiv:2211.07600); in nats it is
     threestudio's `opaque`. Its gradient is 0 where alpha is cut off.
     """
-    a = images.alpha.clamp(1e-5, 1 - 1e-5)
+    return binary_entropy(images.alpha)
+
+
+def binary_entropy(alpha: Tensor) -> Tensor:
+    """Its mean over opacities, in bits: 0 when every pixel is empty or solid, 1 when all is half fog."""
+    a = alpha.clamp(1e-5, 1 - 1e-5)
     return (-a * torch.log2(a) - (1 - a) * torch.log2(1 - a)).mean()
 
 
+@reads_normals
 def orientation(images: Images, scene: Any) -> Tensor:
     """Against surfaces that face away from the camera that sees them: sum of w max(0, n . d)^2, mean over rays.
 
@@ -81,6 +93,7 @@ def smooth_depth(images: Images, scene: Any) -> Tensor:
     return total_variation(images.depth, images.alpha)
 
 
+@reads_normals
 def smooth_normal(images: Images, scene: Any) -> Tensor:
     """Against bumps: total variation of the normal picture. Raises ValueError without one."""
     if images.normal is None:

@@ -79,7 +79,7 @@ class Stage:
     """Whether the prompt says from which side each camera looks ("front view")."""
     particles: int = 1
     """Scenes that are optimised at once and share what the rules train. A step shows some of them, through one camera
-    each time, `batch` pictures in all."""
+    each time (one group of them, where the prior sees several views together), `batch` pictures in all."""
     debias: str = ""
     """A masked language model, by folder or hub name, whose opinion takes words out of the prompt for views that they
     argue against (`prompts.debiased`)."""

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dreamkit.errors import InputError
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -165,3 +167,12 @@ def _fraction(progress: float, begin: float, until: float) -> float:
     if until <= begin:
         return 0.0 if progress < begin else 1.0
     return min(max((progress - begin) / (until - begin), 0.0), 1.0)
+
+
+def check_rates(spec: Any) -> None:
+    """Raise InputError if a learning rate of a specification, a field whose name ends in "rate", is below 0, at the
+    beginning, in the middle or at the end of its stage."""
+    for name in (field.name for field in dataclasses.fields(spec) if field.name.endswith("rate")):
+        rate = getattr(spec, name)
+        if not all(resolve(rate, progress) >= 0 for progress in (0.0, 0.5, 1.0)):
+            raise InputError(f"{type(spec).__name__}.{name} is a learning rate of at least 0; got {rate}.")

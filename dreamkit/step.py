@@ -17,7 +17,7 @@ from dreamkit.guidance.geometry import Geometry
 from dreamkit.guidance.post import clip_pixels
 from dreamkit.guidance.rule import gradient
 from dreamkit.images import Images
-from dreamkit.losses import needs_normals
+from dreamkit.losses import binary_entropy, needs_normals
 from dreamkit.priors.language import reworded
 from dreamkit.priors.prior import Condition, Prior, view_conditions
 from dreamkit.prompts import views_of
@@ -81,7 +81,7 @@ def differentiate(
     return figures | {
         "losses": {name: loss.item() for name, loss in losses.items()},
         "coverage": alpha.mean().item(),
-        "opacity_entropy": _entropy(alpha),
+        "opacity_entropy": float(binary_entropy(alpha)),
         "skipped": bad,
         "seconds": clock.seconds,
     }
@@ -179,12 +179,6 @@ def _not_finite(losses: dict[str, Tensor], groups: list[Any]) -> list[str]:
         for group in groups
         if not all(bool(p.grad.sum().isfinite()) for p in group["params"] if p.grad is not None)
     ]
-
-
-def _entropy(alpha: Tensor) -> float:
-    """Mean binary entropy of opacity in bits: 0 when every pixel is empty or solid, 1 when all is half fog."""
-    a = alpha.clamp(1e-6, 1 - 1e-6)
-    return float(-(a * a.log2() + (1 - a) * (1 - a).log2()).mean())
 
 
 @dataclass

@@ -148,6 +148,7 @@ MISTAKES = """
     --set guides.0.rule.levels.low=-1           => a fraction of the schedule, from 0 to 1; got -1
     --set 'adam.betas=(1.5, 0.9)'               => Invalid beta parameter
     --set representation.table_rate=-1.0        => HashGrid.table_rate is a learning rate of at least 0; got -1.0.
+    --set 'representation.table_rate=Linear(1.0, -1.0)' => HashGrid.table_rate is a learning rate of at least 0
     --set representation.backend=wrap           => backend 'wrap' is not known. Did you mean 'warp'?
     --set cameras.size=0                        => Orbit.size is the number of pixels along a side, at least 1; got 0.
     --set 'cameras.distance=(3.0, 2.0)'         => Orbit.distance is a range (low, high) within 0.001 to inf; got (3.0,

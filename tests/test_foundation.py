@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dreamkit import device as devices
 from dreamkit.cameras import Cameras, Orbit, orbit, ring
 from dreamkit.errors import InputError, nearest
-from dreamkit.images import Images
+from dreamkit.images import on_background
 from dreamkit.meshes import Mesh, coloured, join
 from dreamkit.prompts import EIGHT, read_list, view_of, views_of, with_view
 from dreamkit.schedule import DreamTime, Geometric, Linear, Polyline, Sigmoid, Sqrt, Switch, resolve
@@ -381,12 +381,17 @@ def test_a_package_is_found_without_being_imported():
     assert not devices.installed("no_such_package")
 
 
-def test_detached_images_have_no_graph():
-    graph = torch.ones(1, 1, 2, 2, requires_grad=True)
-    images = Images(graph * 2, graph * 3, graph * 4, graph * 5).detach()
-    assert len(images) == 1
-    assert not any(t.requires_grad for t in (images.rgb, images.alpha, images.depth, images.normal))
-    assert Images(graph, graph, graph).detach().normal is None
+def test_sums_of_a_pixel_become_its_depth_its_direction_and_its_colour_on_a_background():
+    """One half covered by something red, 3 away, whose normals partly cancel; and one where nothing is."""
+    alpha = torch.tensor([0.5, 0.0]).reshape(1, 1, 1, 2)
+    colour = torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 0.0]]).reshape(1, 3, 1, 2)
+    normal = torch.tensor([[0.3, 0.0], [0.4, 0.0], [0.0, 0.0]]).reshape(1, 3, 1, 2)
+    images = on_background(colour, alpha, 3 * alpha, 0.2 * normal, torch.tensor([[0.0, 1.0, 0.5]]))
+    assert images.rgb[0, :, 0].T.tolist() == [[0.5, 0.5, 0.25], [0.0, 1.0, 0.5]]
+    assert images.depth.flatten().tolist() == [3.0, 0.0]
+    torch.testing.assert_close(images.normal, normal)  # as long as alpha: 0.5
+    with pytest.raises(ValueError, match="background must be"):
+        on_background(colour, alpha, alpha, None, torch.zeros(1, 3, 2, 2))
 
 
 # ---- Meshes

@@ -157,7 +157,7 @@ def test_cds_is_its_closed_form(scale, mean, golden):
 
     assert closed(0.9) == pytest.approx(golden, abs=1e-6)
     kept = Streams(0, 0).still().normal("noise", (1, 1, 1), like=torch.zeros((), dtype=torch.float64)).item()
-    rule = there(rules.CDS, noise.Stepped(scale), scale)
+    rule = there(rules.CDS, noise.EulerStep(scale), scale)
     assert look(rule, batch([2.0]), prior_of()).item() == pytest.approx(closed(kept), abs=1e-10)
 
 
@@ -256,7 +256,7 @@ def test_diverse_sd_with_fresh_noise_is_asd():
 
 
 def test_cds_of_one_level_and_dds_of_one_picture_are_nothing():
-    piece = noise.Stepped(3.0)
+    piece = noise.EulerStep(3.0)
     cds = replace(rules.CDS, trust=Guided(3.0), subtract=Guided(3.0, level="lower"))
     assert on_path(cds, piece, lower=1.0).abs().max() < 1e-12
     alike = replace(rules.DDS, subtract=Guided(7.5, image="source"))

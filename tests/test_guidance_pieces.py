@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,12 +69,16 @@ def test_weights_that_have_a_limit_are_finite_at_infinite_k():
     assert [weight(k).item() for weight in (SigmaSquared(), One(), AlphaSigmaSquared())] == [1.0, 1.0, 0.0]
 
 
+NO_PROBE: Any = None
+"""For a piece that looks at the gradient alone."""
+
+
 def test_posts_do_what_they_say():
     g = torch.tensor([[3.0, -4.0], [0.0, 0.0]]).reshape(2, 1, 1, 2)
-    assert Clamp(3.5)(g).flatten().tolist() == [3.0, -3.5, 0.0, 0.0]
-    assert NormalizeBatch()(g).flatten().tolist() == pytest.approx([0.6, -0.8, 0.0, 0.0])
+    assert Clamp(3.5)(g, NO_PROBE).flatten().tolist() == [3.0, -3.5, 0.0, 0.0]
+    assert NormalizeBatch()(g, NO_PROBE).flatten().tolist() == pytest.approx([0.6, -0.8, 0.0, 0.0])
     rms = 12.5**0.5
-    assert Normalize()(g).flatten().tolist() == pytest.approx([3 / rms, -4 / rms, 0.0, 0.0])
+    assert Normalize()(g, NO_PROBE).flatten().tolist() == pytest.approx([3 / rms, -4 / rms, 0.0, 0.0])
 
 
 def test_pixels_are_clipped_along_their_own_direction():
@@ -185,4 +190,4 @@ def test_denoised_refuses_strides_that_lead_nowhere():
 
 def test_a_rule_not_yet_resolved_says_so():
     with pytest.raises(ValueError, match="is still a schedule"):
-        Clamp(Linear(0.0, 1.0))(PICTURES)
+        Clamp(Linear(0.0, 1.0))(PICTURES, NO_PROBE)

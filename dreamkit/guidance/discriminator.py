@@ -72,24 +72,13 @@ class Divergence(Post):
     scale: float = 7.5
     width: int = 32
 
-    def __call__(self, gradient: Tensor) -> Tensor:
-        raise ValueError("a divergence weighs by more than the gradient: it has to look first")
-
-    def looking(self, probe: Probe) -> Post:
+    def __call__(self, gradient: Tensor, probe: Probe) -> Tensor:
         part = probe.part("discriminator", DiscriminatorPart)
         weights = WEIGHTS[self.kind](part.ratio(probe.z(), probe.levels["main"]))
-        return _Weighed(weights / weights.mean())
+        return over(weights / weights.mean(), gradient) * gradient
 
     def part(self, prior: Prior, streams: Streams) -> "DiscriminatorPart":
         return DiscriminatorPart(self, prior, streams)
-
-
-@dataclass(frozen=True, eq=False)
-class _Weighed(Post):
-    factors: Tensor
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        return gradient * over(self.factors, gradient)
 
 
 class DiscriminatorPart(Trained):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion import Level, cfg, ddim, over, perp_neg, to_eps, x0_of
+from dreamkit.diffusion import Level, cfg, ddim, eps_of, over, perp_neg, x0_of
 from dreamkit.errors import InputError
 from dreamkit.guidance.rule import Ask, Estimate, Probe
 from dreamkit.schedule import Number, fixed
@@ -58,9 +58,7 @@ def rescaled(mixed: Tensor, cond: Tensor, z: Tensor, level: Level, share: float,
     x0 = x0_of(z, mixed, level)
     found, wanted = (one.reshape(-1, views * z[0].numel()).std(1) for one in (x0, x0_of(z, cond, level)))
     factor = share * wanted / found.clamp(min=1e-12) + 1 - share
-    x0 = x0 * over(factor.repeat_interleave(views), x0)
-    alpha, sigma = level.over(z)
-    return (z - alpha * x0) / sigma
+    return eps_of(z, x0 * over(factor.repeat_interleave(views), x0), level)
 
 
 @dataclass(frozen=True)
@@ -102,17 +100,12 @@ class Denoised(Estimate):
             lower = prior.level_at(index.round().long().clamp(min=0))
             mixed, eta = cfg(said[0], said[1], fixed(self.scale)), fixed(self.eta)
             fresh = probe.streams.normal(f"denoised/eta{number}", tuple(x.shape), like=x) if eta != 0 else None
-            moved = ddim(x, mixed, level, _none_where(index < 0, lower), eta, fresh)
+            moved = ddim(x, mixed, level, Level.where(index < 0, Level.clean(len(lower)), lower), eta, fresh)
             x = torch.where(over(arrived, x) > 0, x, moved)  # a sample that has arrived waits for the others
             if bool((index < 0).all()):
                 break
             level, said = lower, prior.predict(x, lower, conditions)
-        return to_eps("x0", x, probe.z(), probe.levels["main"])
-
-
-def _none_where(mask: Tensor, level: Level) -> Level:
-    """The levels, and no noise where the mask [B] holds."""
-    return Level(level.t, level.alpha.masked_fill(mask, 1), level.sigma.masked_fill(mask, 0))
+        return eps_of(probe.z(), x, probe.levels["main"])
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Single(Levels):
 
 @dataclass(frozen=True)
 class Double(Levels):
-    """The main level, or another, from `base`, and one or two more that stand by it."""
+    """The main level, or another, from `base`, and further ones that stand by it."""
 
     base: Single
 
@@ -127,7 +127,7 @@ class Below(Double):
 
 
 @dataclass(frozen=True)
-class Stepped(Double):
+class StepAbove(Double):
     """The level of `base` as "lower", and the main one a random gap above it, another for each sample.
 
     gap uniform over `least` .. `most`, fractions of the schedule (Consistent3D, arXiv:2401.09050). The main level

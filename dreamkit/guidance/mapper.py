@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion import over, x0_of
+from dreamkit.diffusion import eps_of, over, x0_of
 from dreamkit.guidance.networks import LEVEL_NUMBERS, ConvNet, Trained, told
 from dreamkit.guidance.rule import Ask, Estimate, Probe, Weight
 from dreamkit.guidance.weight import SigmaSquared
@@ -46,8 +46,7 @@ class Mapped(Estimate):
     def __call__(self, probe: Probe) -> Tensor:
         part = probe.part("mapper", MapperPart)
         z, level = probe.z(), probe.levels["main"]
-        alpha, sigma = level.over(z)
-        eps = (z - alpha * part.mapped(probe)) / sigma
+        eps = eps_of(z, part.mapped(probe), level)
         share = over(self.share(level.k), z)
         return share * eps + (1 - share) * probe.noise
 

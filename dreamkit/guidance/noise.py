@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion import Level, add_noise, cfg, ddim, ddpm_deviation, over
+from dreamkit.diffusion import Level, add_noise, cfg, ddim, ddpm_deviation, eps_of, over
 from dreamkit.guidance.levels import drawn
 from dreamkit.guidance.rule import Ask, Noise, Noised, Probe
 from dreamkit.schedule import Number, fixed
@@ -36,7 +36,7 @@ class Kept(Noise):
 
 
 @dataclass(frozen=True)
-class Stepped(Noise):
+class EulerStep(Noise):
     """`Kept` noise at the main level, and at "lower" the sample that one guided DDIM step leads to.
 
     In z / alpha that is one Euler step of the probability-flow ODE by the guided prediction at the main level
@@ -94,7 +94,7 @@ class Inverted(Noise):
                 fresh = probe.streams.normal(f"eta{number}", tuple(x.shape), like=x)
                 z = z + fixed(self.eta) * over(ddpm_deviation(to.k, level.k, to), z) * fresh
         if "lower" not in probe.levels:
-            return Noised(_noise_in(z, x, last))
+            return Noised(eps_of(z, x, last))
         return self._fork(probe, z)
 
     def grid(self, probe: Probe, last: Level) -> Sequence[Level]:
@@ -106,7 +106,7 @@ class Inverted(Noise):
         if self.steps is not None:
             count = min(count, self.steps)
         nodes = [prior.level_at(torch.full_like(end, round(i * stride))) for i in range(count)]
-        return [*(_where(node.k < last.k, node, last) for node in nodes), last]
+        return [*(Level.where(node.k < last.k, node, last) for node in nodes), last]
 
     def _beyond(self, probe: Probe, main: Level) -> Level:
         if self.beyond == 0:
@@ -125,7 +125,7 @@ class Inverted(Noise):
             samples["middle", "x"] = ddim(z, eps, lower, middle)
             if torch.equal(middle.k, lower.k):
                 answers[Ask("null", "middle")] = eps
-        return Noised(_noise_in(samples["main", "x"], probe.x, main), samples, answers)
+        return Noised(eps_of(samples["main", "x"], probe.x, main), samples, answers)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Simulated(Noise):
         levels = [prior.level_at(node.expand(len(upper))) for node in nodes]
         # The first always: from it the noise comes, even where nothing is left to walk.
         noisier = [levels[0], *(level for level in levels[1:] if bool((level.k > upper.k).any()))]
-        grid = [_where(level.k > upper.k, level, upper) for level in noisier]
+        grid = [Level.where(level.k > upper.k, level, upper) for level in noisier]
         # Noise of one at the first level, in the units of a variance-preserving path.
         z = Kept()(probe).noise * over(grid[0].alpha * (1 + grid[0].k ** 2).sqrt(), probe.x)
         for level, to in zip(grid, [*grid[1:], upper], strict=True):
@@ -161,15 +161,3 @@ def _guided(probe: Probe, z: Tensor, name: str, level: Level, scale: float) -> t
     found = probe.prior.predict(z, level, [probe.conditions[condition] for condition in names])
     answers = {Ask(condition, name): eps for condition, eps in zip(names, found, strict=True)} if name else {}
     return found[0] if scale == 0 else cfg(found[0], found[1], scale), answers
-
-
-def _noise_in(z: Tensor, x: Tensor, level: Level) -> Tensor:
-    """(z - alpha x) / sigma."""
-    alpha, sigma = level.over(z)
-    return (z - alpha * x) / sigma
-
-
-def _where(mask: Tensor, first: Level, second: Level) -> Level:
-    """Sample by sample, the first level where the mask holds, else the second."""
-    pairs = ((first.t, second.t), (first.alpha, second.alpha), (first.sigma, second.sigma))
-    return Level(*(torch.where(mask, a, b) for a, b in pairs))

@@ -1,10 +1,11 @@
 """What is done to the finished gradient."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from dreamkit.guidance.rule import Post
+from dreamkit.guidance.rule import Post, Probe
 from dreamkit.schedule import Number, fixed
 
 
@@ -14,7 +15,7 @@ class Clamp(Post):
 
     limit: Number
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, probe: Probe) -> Tensor:
         return gradient.clamp(-fixed(self.limit), fixed(self.limit))
 
 
@@ -32,9 +33,9 @@ def clip_pixels(gradient: Tensor, limit: float) -> Tensor:
 class NormalizeBatch(Post):
     """The whole batch's gradient divided by its norm, so that only its direction counts. Zero stays zero."""
 
-    separable = False
+    separable: ClassVar[bool] = False
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, probe: Probe) -> Tensor:
         norm = gradient.norm()
         return gradient / norm.clamp(min=1e-12)
 
@@ -43,6 +44,6 @@ class NormalizeBatch(Post):
 class Normalize(Post):
     """Each sample's gradient divided by its root mean square, so that every view counts the same. Zero stays zero."""
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, probe: Probe) -> Tensor:
         axes = tuple(range(1, gradient.ndim))
         return gradient / gradient.square().mean(axes, keepdim=True).sqrt().clamp(min=1e-12)

@@ -104,18 +104,5 @@ class Only(Post):
     region: Region
     grow: int = 0
 
-    def looking(self, probe: Probe) -> Post:
-        return _Times(masks(probe.geometry, (self.region,), probe.x, self.grow))
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        raise ValueError("where a region is seen hangs on the look: take Only.looking(probe)")
-
-
-class _Times(Post):
-    """Multiplication by what was found in one look."""
-
-    def __init__(self, factor: Tensor):
-        self.factor = factor
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        return gradient * self.factor
+    def __call__(self, gradient: Tensor, probe: Probe) -> Tensor:
+        return gradient * masks(probe.geometry, (self.region,), probe.x, self.grow)

@@ -24,11 +24,11 @@ from dreamkit.schedule import Number, fixed
 class Repelled(Estimate):
     """`base` - gamma sigma R, with R_i the gradient of log sum_j exp(-|f_i - f_j|^2 / h) in z_i: to be subtracted.
 
-    Descending it moves particle i from the others: R points to where they are. sigma and z are those of a
-    variance-preserving path. f = features(decode(z)), by default the
-    pixels themselves; the sum is over the samples seen by the same camera (all, where no camera is known), itself
-    included. h = median_i(median_j |f_i - f_j|)^2 / log(max(N - 1, 2)) for N samples that have company, one h for all.
-    The published code of one front end has the other sign, which attracts.
+    R points towards the others; as the rule subtracts this estimate, descent moves particle i away. sigma and z are
+    those of a variance-preserving path. f = features(decode(z)), by default the pixels themselves; the sum is over the
+    samples seen by the same camera (all, where no camera is known), itself included.
+    h = median_i(median_j |f_i - f_j|)^2 / log(max(N - 1, 2)) for N samples that have company, one h for all. The
+    published code of one front end has the other sign, which attracts.
 
     gamma      strength
     features   the folder of a vision transformer that transformers reads, such as DINO; its class token is the feature

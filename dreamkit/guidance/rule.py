@@ -109,7 +109,7 @@ class Probe:
         return add_noise(self.images[image], self.noise, self.levels[level])
 
     def part(self, name: str, kind: "type[AnyPart]") -> "AnyPart":
-        """The part of that name. Raises ValueError if it is not one of this kind."""
+        """The part of that name. Raises KeyError if there is none, ValueError if it is not one of this kind."""
         found = self.parts[name]
         if not isinstance(found, kind):
             raise ValueError(f"the part named {name!r} is a {type(found).__name__}")
@@ -224,12 +224,8 @@ class Post(Piece):
     """What is done to the finished gradient."""
 
     @abstractmethod
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, probe: Probe) -> Tensor:
         """The gradient [B, ...] after it; finite numbers in, finite numbers out."""
-
-    def looking(self, probe: Probe) -> "Post":
-        """The post for this look: itself, unless it depends on more than the gradient."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -330,6 +326,9 @@ def gradient(
         geometry: where what the pictures show stands, for a rule that looks at it.
 
     A sample whose gradient is not finite gets zero instead and is counted in the figure "dropped".
+
+    Raises ValueError for an empty range of levels, and for a rule that looks at a geometry it was not given; KeyError
+    for a condition or a part that is missing.
     """
     rule = resolve(rule, progress)
     levels = rule.levels(prior, len(x), streams)
@@ -339,7 +338,7 @@ def gradient(
     direction = rule.trust(probe) - rule.subtract(probe)
     result, dropped = _finite(over(rule.weight(probe.levels["main"].k), direction) * direction)
     for post in rule.post:
-        result = post.looking(probe)(result)
+        result = post(result, probe)
     trained = {f"{name}_loss": part.train(probe) for name, part in probe.parts.items()}
     return Guidance(result, _figures(result, probe.levels["main"], dropped) | trained)
 

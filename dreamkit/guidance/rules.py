@@ -136,8 +136,8 @@ SDI = Rule(
 """Score Distillation via Inversion (arXiv:2405.15891): SDS with the noise that DDIM would have used."""
 
 CDS = Rule(
-    levels.Stepped(At(Sqrt(0.7, 0.1))),
-    noise.Stepped(Linear(101.0, 51.0)),
+    levels.StepAbove(At(Sqrt(0.7, 0.1))),
+    noise.EulerStep(Linear(101.0, 51.0)),
     trust=Guided(Linear(101.0, 51.0)),
     subtract=Guided(Linear(101.0, 51.0), level="lower"),
     weight=One(),

@@ -38,7 +38,7 @@ class Halves(Post):
 
     depth: Number = 1.0
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, probe: Probe) -> Tensor:
         colours, depth = gradient.chunk(2, dim=1)
         return cat([colours, fixed(self.depth) * depth], dim=1)
 

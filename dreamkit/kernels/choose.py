@@ -34,12 +34,13 @@ def backends(operator: str) -> dict[str, str]:
     return {name: file for name, file in {"warp": FILES["warp"], **adapters, **FILES}.items() if file in found}
 
 
-def backend(operator: str, request: str = "auto") -> ModuleType:
-    """The module that implements the operator folder `operator` (a package name) on the backend `request`.
+def backend(operator: str, request: str = "auto", like: Tensor | None = None) -> ModuleType:
+    """The module that implements the operator folder `operator` (a package name) on the backend `request`, for tensors
+    of the dtype and device of `like`.
 
     Raises InputError for an unknown backend, and for one that was asked for by name but cannot be imported.
     """
-    return _first(operator, request, lambda name, module: not _is_adapter(operator, name) or name == request)
+    return _first(operator, request, lambda name, module: _suits(operator, name, request, like))
 
 
 def implementation(
@@ -49,11 +50,9 @@ def implementation(
 
     Raises InputError as `backend` does, and for a backend that was asked for by name but lacks the function.
     """
-    suits_adapters = like is not None and like.is_cuda and like.dtype == torch.float32
 
     def fits(name: str, module: ModuleType) -> bool:
-        wanted = name == request or not _is_adapter(operator, name) or suits_adapters
-        return wanted and hasattr(module, function)
+        return _suits(operator, name, request, like) and hasattr(module, function)
 
     found: Callable[..., Any] = getattr(_first(operator, request, fits), function)
     return found
@@ -98,6 +97,12 @@ def _first(operator: str, request: str, fits: Callable[[str, ModuleType], bool])
     raise InputError(
         f"backend {request!r} was asked for, but it cannot be imported ({why}). Install it, or use {others}."
     )
+
+
+def _suits(operator: str, name: str, request: str, like: Tensor | None) -> bool:
+    """Whether a backend may be used for such tensors: an adapter, unless asked for, only for float32 on CUDA."""
+    suits_adapters = like is not None and like.is_cuda and like.dtype == torch.float32
+    return name == request or not _is_adapter(operator, name) or suits_adapters
 
 
 def _is_adapter(operator: str, name: str) -> bool:

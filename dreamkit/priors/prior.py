@@ -182,7 +182,10 @@ class Prior(ABC):
 
     @torch.no_grad()
     def eps(self, z: Tensor, level: Level, condition: Condition) -> Tensor:
-        """The noise predictions for N samples, each with its own level and condition. One network call, no graph."""
+        """The noise predictions [N, *shape] for N samples z, each with its own level and condition, in z's dtype.
+
+        One network call, no graph. Raises ValueError for different counts.
+        """
         if not len(z) == len(level) == len(condition):
             raise ValueError(f"eps got {len(z)} samples, {len(level)} levels and {len(condition)} conditions")
         self.calls += 1
@@ -190,7 +193,10 @@ class Prior(ABC):
         return to_eps(self.parameterization, self.network(z, level, condition), z, level)
 
     def predict(self, z: Tensor, level: Level, conditions: Sequence[Condition]) -> list[Tensor]:
-        """eps under each of the conditions at the same z [B, *shape] and level [B]. One network call, no graph."""
+        """eps [B, *shape] under each of the conditions at the same z [B, *shape] and level [B], in z's dtype.
+
+        One network call, no graph. Raises ValueError for different counts.
+        """
         count = len(conditions)
         stacked = Condition.cat(conditions)
         return list(self.eps(torch.cat([z] * count), Level.cat([level] * count), stacked).chunk(count))

@@ -37,14 +37,14 @@ def sample(
     count = len(prompt)
     conditions = [prompt] if scale == 1 else [prompt, null]
     levels = [prior.level(torch.full((count,), strength * (1 - i / steps))) for i in range(steps)]
-    first, clean = levels[0], torch.zeros(count, dtype=torch.float64)
+    first = levels[0]
     like = torch.zeros(count, *prior.shape, device=prior.device) if start is None else start
     noise = streams.normal("sample", tuple(like.shape), like=like)
     if start is None:  # at the length that z has there: one, unless the schedule does not preserve variance
         z = noise * over((first.alpha**2 + first.sigma**2).sqrt(), noise)
     else:
         z = add_noise(start, noise, first)
-    for level, to in itertools.pairwise([*levels, Level(clean, clean + 1, clean)]):
+    for level, to in itertools.pairwise([*levels, Level.clean(count)]):
         said = prior.predict(z, level, conditions)
         z = ddim(z, said[0] if scale == 1 else cfg(said[0], said[1], scale), level, to)
     return z

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.cameras import Cameras
-from dreamkit.images import Images
+from dreamkit.images import Images, on_background
 from dreamkit.kernels.query import Hits, surface
 from dreamkit.kernels.texture import sample
 from dreamkit.meshes import Mesh
@@ -49,10 +49,9 @@ def render_mesh(
         image = values.reshape(len(cameras), fine.height, fine.width, -1).permute(0, 3, 1, 2)
         return torch.nn.functional.avg_pool2d(image, supersample)
 
-    alpha = pixels(covered)
-    ground = torch.tensor(background, device=device)[None, :, None, None]
-    depth = pixels(torch.where(hits.face >= 0, hits.distance, 0.0)[:, None]) / alpha.clamp(min=1e-8)
-    return Images(pixels(colour * covered) + ground * (1 - alpha), alpha, depth, pixels(normal * covered))
+    far = torch.where(hits.face >= 0, hits.distance, 0.0)[:, None]
+    colour, alpha, depth, normal = (pixels(values) for values in (colour * covered, covered, far, normal * covered))
+    return on_background(colour, alpha, depth, normal, torch.tensor(background, device=device).expand(len(cameras), 3))
 
 
 def colour_at(mesh: Mesh, hits: Hits) -> Tensor:

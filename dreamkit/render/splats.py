@@ -7,11 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamkit.cameras import Cameras
-from dreamkit.images import Images
+from dreamkit.images import Images, on_background
 from dreamkit.kernels.splat import Splats, reference, splat
-
-FAINT = 1e-5
-"""Alpha is not taken as less when something is divided by it."""
 
 
 def render_splats(
@@ -44,11 +41,6 @@ def render_splats(
     Differentiable as `splat` is; which axis is the shortest, and its sign, are taken as constant. Raises ValueError
     for a background of another shape, and what `splat` raises.
     """
-    shape = (len(cameras), cameras.height, cameras.width)
-    if tuple(background.shape) not in ((shape[0], 3), (shape[0], 3, *shape[1:])):
-        raise ValueError(
-            f"background must be [B, 3] or [B, 3, H, W] with B, H, W = {shape}; got {tuple(background.shape)}"
-        )
     degree = {1: 0, 4: 1, 9: 2, 16: 3}.get(sh.shape[1])
     if degree is None:
         raise ValueError(f"spherical harmonics have 1, 4, 9 or 16 coefficients; got sh {tuple(sh.shape)}")
@@ -90,11 +82,8 @@ def rotations(quaternions: Tensor) -> Tensor:
 def _images(passes: list[Splats], cameras: Cameras, background: Tensor) -> Images:
     features = torch.cat([p.features for p in passes])
     alpha = torch.cat([p.alpha for p in passes])[:, None]
-    behind = background[:, :, None, None] if background.ndim == 2 else background
-    rgb = features[:, :3] + (1 - alpha) * behind.to(alpha)
     # How much longer a pixel's ray is than its way along the camera's axis.
     flat = replace(cameras, camera_to_world=torch.eye(3, 4).to(cameras.camera_to_world).expand(len(cameras), 3, 4))
     longer = -1 / flat.rays()[1][..., 2]
-    depth = torch.cat([p.depth for p in passes])[:, None] * longer[:, None].to(alpha) / alpha.clamp(min=FAINT)
-    normal = F.normalize(features[:, 3:], dim=1, eps=FAINT) * alpha if features.shape[1] > 3 else None
-    return Images(rgb, alpha, depth, normal)
+    depth = torch.cat([p.depth for p in passes])[:, None] * longer[:, None].to(alpha)
+    return on_background(features[:, :3], alpha, depth, features[:, 3:] if features.shape[1] > 3 else None, background)

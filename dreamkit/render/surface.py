@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dreamkit.cameras import Cameras
-from dreamkit.images import Images
+from dreamkit.images import Images, on_background
 from dreamkit.kernels.raster import (
     Raster,
     antialias,
@@ -109,17 +108,11 @@ def render_surface(
     colour = shade(seen)
     if colour.ndim != 2 or len(colour) != len(seen):
         raise ValueError(f"render_surface expects colours [{len(seen)}, C] of its shade; got {tuple(colour.shape)}")
-    shape = (len(cameras), colour.shape[1])
-    if background.shape not in (shape, (*shape, *size)):
-        raise ValueError(
-            f"background must be [B, C] or [B, C, H, W] with B, C, H, W = {(*shape, *size)}; "
-            f"got {tuple(background.shape)}"
-        )
     depth = (seen.position - cameras.positions.to(vertices)[seen.camera]).norm(dim=-1, keepdim=True)
     values = [colour, torch.ones_like(depth), depth] + ([seen.normal] if normals else [])
     sharp = _scatter(torch.cat([value.to(vertices) for value in values], -1), raster)
     neighbours = edge_neighbours(faces) if neighbours is None else neighbours
-    return _images(antialias(sharp, raster, clip, faces, neighbours, backend=backend), shape[1], background)
+    return _images(antialias(sharp, raster, clip, faces, neighbours, backend=backend), colour.shape[1], background)
 
 
 def _fragments(
@@ -174,11 +167,5 @@ def _scatter(values: Tensor, raster: Raster) -> Tensor:
 def _images(smooth: Tensor, channels: int, background: Tensor) -> Images:
     """Smoothed pictures [B, H, W, C + 1 + 1 (+ 3)], 0 where nothing is, on their background."""
     pictures = smooth.permute(0, 3, 1, 2)
-    alpha = pictures[:, channels : channels + 1]
-    behind = background[:, :, None, None] if background.ndim == 2 else background
-    rgb = pictures[:, :channels] + (1 - alpha) * behind.to(alpha)
-    # Cut off below as in `render_volume`: finite where almost nothing is.
-    depth = pictures[:, channels + 1 : channels + 2] / alpha.clamp(min=1e-5)
-    across = pictures[:, channels + 2 :]
-    normal = F.normalize(across, dim=1, eps=1e-5) * alpha if across.shape[1] else None
-    return Images(rgb, alpha, depth, normal)
+    colour, alpha, depth, normal = pictures.split([channels, 1, 1, pictures.shape[1] - channels - 2], dim=1)
+    return on_background(colour, alpha, depth, normal if normal.shape[1] else None, background)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dreamkit.cameras import Cameras
-from dreamkit.images import Images, RaySamples
+from dreamkit.images import Images, RaySamples, on_background
 from dreamkit.kernels.composite import composite
 from dreamkit.kernels.march import Samples, march, visible
 
@@ -83,10 +83,6 @@ def render_volume(
     if light is not None and normal is None:
         raise ValueError("a light needs the field's normals: pass normal=")
     shape = (len(cameras), cameras.height, cameras.width)
-    if tuple(background.shape) not in ((shape[0], 3), (shape[0], 3, *shape[1:])):
-        raise ValueError(
-            f"background must be [B, 3] or [B, 3, H, W] with B, H, W = {shape}; got {tuple(background.shape)}"
-        )
     origins, directions = (x.reshape(-1, 3).contiguous() for x in cameras.rays())
     offset = torch.as_tensor(jitter, dtype=origins.dtype, device=origins.device).expand(shape).reshape(-1)
     lamp = None if light is None else light.position.repeat_interleave(shape[1] * shape[2], dim=0)
@@ -172,11 +168,7 @@ def _images(pieces: list[_Pixels], shape: tuple[int, int, int], background: Tens
     def picture(values: list[Tensor]) -> Tensor:
         return torch.cat(values).reshape(*shape, -1).permute(0, 3, 1, 2)
 
-    alpha = picture([p.alpha for p in pieces])
-    behind = background[:, :, None, None] if background.ndim == 2 else background
-    rgb = picture([p.colour for p in pieces]) + (1 - alpha) * behind.to(alpha)
-    # Alpha is cut off below: depth is 0 where nothing is, and its gradient stays finite where almost nothing is.
-    depth = picture([p.depth for p in pieces]) / alpha.clamp(min=1e-5)
+    colour, alpha, depth = (picture([getattr(p, name) for p in pieces]) for name in ("colour", "alpha", "depth"))
     sums = [p.normal for p in pieces if p.normal is not None]
-    normal = F.normalize(picture(sums), dim=1, eps=1e-5) * alpha if sums else None
-    return Images(rgb, alpha, depth, normal, pieces[0].samples)
+    images = on_background(colour, alpha, depth, picture(sums) if sums else None, background)
+    return replace(images, samples=pieces[0].samples)

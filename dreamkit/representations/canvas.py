@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dreamkit.cameras import Cameras
 from dreamkit.images import Images
-from dreamkit.representations.representation import Colour, Group, LightName
-from dreamkit.schedule import Number, fixed
+from dreamkit.representations.representation import Colour, Group, LightName, at_end
+from dreamkit.schedule import Number, check_rates, fixed
 from dreamkit.streams import Streams
 
 
@@ -23,6 +23,9 @@ class Canvas:
     size: int = 64
     rate: Number = 5e-2
     noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_rates(self)
 
     def build(self, device: torch.device | str, streams: Streams) -> "CanvasScene":
         """A fresh picture, its noise from the stream "canvas"."""
@@ -59,14 +62,14 @@ class CanvasScene:
 
     def parameters(self, now: Any = None) -> list[Group]:
         """The picture's logits."""
-        return [{"name": "canvas", "params": [self.logits], "lr": fixed((now or self.spec).rate)}]
+        return [{"name": "canvas", "params": [self.logits], "lr": fixed(at_end(self.spec, now).rate)}]
 
     def after_step(self, step: int, streams: Streams, now: Canvas | None = None) -> None:
         """Nothing to keep up."""
 
     def state(self) -> dict[str, Tensor]:
-        """The picture's logits."""
-        return {"logits": self.logits.detach()}
+        """A copy of the picture's logits."""
+        return {"logits": self.logits.detach().clone()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:

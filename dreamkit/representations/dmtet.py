@@ -38,9 +38,10 @@ from dreamkit.representations.representation import (
     Shading,
     Solid,
     Volume,
+    at_end,
 )
 from dreamkit.representations.surface import signed_distance, surface_of
-from dreamkit.schedule import Geometric, Number, fixed, resolve
+from dreamkit.schedule import Geometric, Number, check_rates, fixed
 from dreamkit.streams import Streams
 
 CLAY = 0.5
@@ -96,6 +97,9 @@ class Explicit:
     sdf_rate: Number = 1e-2
     """World units a step, about."""
     deform_rate: Number = 1e-2
+
+    def __post_init__(self) -> None:
+        check_rates(self)
 
 
 FALLING = Network(table_rate=Geometric(1e-2, 2e-3), network_rate=Geometric(2e-3, 2e-4))
@@ -255,7 +259,7 @@ class DMTetScene:
         Without a surface they show the background, and their gradient is 0. A scene without colour is shown as clay
         outside of training.
         """
-        now = self._now(now)
+        now = at_end(self.spec, now)
         if streams is not None:
             self.wanted = max(self.wanted, int(fixed(now.subdivisions)))
         if shading is None:
@@ -277,7 +281,7 @@ class DMTetScene:
 
     def parameters(self, now: DMTet | None = None) -> list[Group]:
         """Groups "sdf" and "deform", or "geometry/table" and "geometry/network"; those of "colour" and "background"."""
-        now = self._now(now)
+        now = at_end(self.spec, now)
         groups: list[Group] = []
         if self.network is not None and isinstance(now.geometry, Network):
             groups = self.network.parameters("geometry", now.geometry)
@@ -363,9 +367,6 @@ class DMTetScene:
         for a, b in zip(mine, found if alike else mine, strict=True):
             a.copy_(b)
         return alike
-
-    def _now(self, now: DMTet | None) -> DMTet:
-        return resolve(self.spec, 1.0) if now is None else now
 
     def _parts(self) -> dict[str, Tensor]:
         """The parameters that stand at the grid's vertices, by the names of their groups."""

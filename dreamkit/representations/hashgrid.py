@@ -29,8 +29,9 @@ from dreamkit.representations.representation import (
     RandomColour,
     Scene,
     Shading,
+    at_end,
 )
-from dreamkit.schedule import Number, fixed, resolve
+from dreamkit.schedule import Number, check_rates, fixed
 from dreamkit.streams import Streams
 
 TAPS = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
@@ -99,10 +100,7 @@ class HashGrid:
                 raise InputError(f"HashGrid needs {name} > 0; got {value}")
         if not 0 <= self.forget < 1:
             raise InputError(f"HashGrid needs forget in [0, 1): the share of a density that is kept; got {self.forget}")
-        for name in ("table_rate", "network_rate"):
-            rate = getattr(self, name)
-            if isinstance(rate, int | float) and not rate >= 0:
-                raise InputError(f"HashGrid.{name} is a learning rate of at least 0; got {rate}.")
+        check_rates(self)
 
     def build(self, device: torch.device | str, streams: Streams) -> "HashGridScene":
         """A fresh scene: a ball of grey fog. Streams "init/table", "init/hidden" and "init/output"."""
@@ -154,7 +152,7 @@ class HashGridScene:
         background: Tensor | Colour | None = None,
     ) -> Images:
         """Pictures of the scene; see Scene.render. Streams "jitter", "background", "shading" and "light"."""
-        now = self._now(now)
+        now = at_end(self.spec, now)
         cameras = cameras.to(self.table.device)
         shading = shading or ("albedo" if streams is None else now.shading.choose(streams))
         light = now.shading.light(shading, cameras, streams)
@@ -175,7 +173,7 @@ class HashGridScene:
 
     def parameters(self, now: HashGrid | None = None) -> list[Group]:
         """Groups "table", "network" and, where it is learned, "background"."""
-        now = self._now(now)
+        now = at_end(self.spec, now)
         groups: list[Group] = [
             {"name": "table", "params": [self.table], "lr": fixed(now.table_rate)},
             {"name": "network", "params": [self.hidden, self.output], "lr": fixed(now.network_rate)},
@@ -237,9 +235,6 @@ class HashGridScene:
     def _beginning(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """The network's first output, with the blob, that a surface at these signed distances wants; and its unit."""
         return (-SOLID / RIM * distance).clamp(-SOLID, SOLID), torch.full_like(distance, SOLID)
-
-    def _now(self, now: HashGrid | None) -> HashGrid:
-        return resolve(self.spec, 1.0) if now is None else now
 
     def _tensors(self) -> dict[str, Tensor]:
         names = ("table", "hidden", "output", "remembered", "occupied", "thinnest", "blob")

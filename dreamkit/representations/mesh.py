@@ -57,9 +57,10 @@ from dreamkit.representations.representation import (
     Shading,
     Solid,
     Volume,
+    at_end,
 )
 from dreamkit.representations.surface import baked, surface_of
-from dreamkit.schedule import Number, fixed, resolve
+from dreamkit.schedule import Number, check_rates, fixed
 from dreamkit.streams import Streams
 from dreamkit.triangles import directions, summed, unique_edges
 
@@ -114,6 +115,7 @@ class MeshSurface:
             raise InputError("latents cannot be lit: a MeshSurface with a LatentTexture has no environment")
         if self.smoothing < 0:
             raise InputError(f"MeshSurface needs smoothing of at least 0 times; got {self.smoothing}")
+        check_rates(self)
 
     def build(self, device: torch.device | str, streams: Streams) -> "MeshScene":
         """A fresh scene. Its source is read when it is first needed: never, if a state is loaded before.
@@ -278,7 +280,7 @@ class MeshScene:
 
         In the light of the environment, if there is one and no `shading` is asked for: "albedo" shows the colour alone.
         """
-        now = self._now(now)
+        now = at_end(self.spec, now)
         environment = now.environment if shading is None else None
         if shading is None:
             shading = "albedo" if streams is None or environment is not None else now.shading.choose(streams)
@@ -309,7 +311,7 @@ class MeshScene:
 
     def parameters(self, now: MeshSurface | None = None) -> list[Group]:
         """Group "offsets" unless the geometry is kept; those of the paint and of the background."""
-        now = self._now(now)
+        now = at_end(self.spec, now)
         _, offsets, paint = self._parts
         groups: list[Group] = []
         if not self.spec.keep_geometry:
@@ -392,9 +394,6 @@ class MeshScene:
         if isinstance(paint, NetworkPaint):
             tensors = [paint.network.table, paint.network.hidden, paint.network.output]
             learn_colours(lambda p: paint.values(p)[:, :3], tensors, self.mesh(), scene, self.device, streams)
-
-    def _now(self, now: MeshSurface | None) -> MeshSurface:
-        return resolve(self.spec, 1.0) if now is None else now
 
     @property
     def _is_lit(self) -> bool:

@@ -10,7 +10,7 @@ from dreamkit.errors import InputError
 from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
 from dreamkit.representations.hashgrid import FOR_64_PIXELS, POINTS_AT_ONCE
 from dreamkit.representations.representation import Group
-from dreamkit.schedule import Number, fixed
+from dreamkit.schedule import Number, check_rates, fixed
 from dreamkit.streams import Streams
 
 
@@ -28,6 +28,7 @@ class Network:
     def __post_init__(self) -> None:
         if self.hidden < 1:
             raise InputError(f"Network needs hidden > 0; got {self.hidden}")
+        check_rates(self)
 
     def build(self, outputs: int, device: torch.device, streams: Streams) -> "HashNetwork":
         """Near 0 everywhere. Streams "init/table", "init/hidden" and "init/output"."""

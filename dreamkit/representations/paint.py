@@ -20,7 +20,7 @@ from dreamkit.meshes import ROUGHNESS, Mesh
 from dreamkit.render.surface import Fragments
 from dreamkit.representations.network import HashNetwork, Network
 from dreamkit.representations.representation import Group
-from dreamkit.schedule import Number, fixed
+from dreamkit.schedule import Number, check_rates, fixed
 from dreamkit.streams import Streams
 
 GREY = 0.5
@@ -52,10 +52,7 @@ class Texture:
     def __post_init__(self) -> None:
         if self.size < 8:
             raise InputError(f"Texture.size is at least 8 texels; got {self.size}")
-        for name in ("rate", "material_rate", "bump_rate"):
-            rate = getattr(self, name)
-            if isinstance(rate, int | float) and not rate >= 0:
-                raise InputError(f"Texture.{name} is a learning rate of at least 0; got {rate}.")
+        check_rates(self)
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,7 @@ class LatentTexture:
     def __post_init__(self) -> None:
         if self.size < 8:
             raise InputError(f"LatentTexture.size is at least 8 texels; got {self.size}")
+        check_rates(self)
         if not self.to_rgb or any(len(row) != 3 for row in self.to_rgb):
             raise InputError(f"LatentTexture.to_rgb has a row of 3 numbers for each channel; got {self.to_rgb}")
 

@@ -15,7 +15,7 @@ from dreamkit.cameras import Cameras
 from dreamkit.images import Images
 from dreamkit.meshes import Mesh
 from dreamkit.render.volume import Light
-from dreamkit.schedule import Number, fixed
+from dreamkit.schedule import Number, check_rates, fixed, resolve
 from dreamkit.streams import Streams
 
 Colour = tuple[float, float, float]
@@ -111,6 +111,11 @@ class Representation(Protocol):
         ...
 
 
+def at_end(spec: Any, now: Any) -> Any:
+    """The resolved specification `now`, or, where there is none, `spec` as it is at the end of its stage."""
+    return resolve(spec, 1.0) if now is None else now
+
+
 @runtime_checkable
 class Startable(Protocol):
     """A specification whose scenes can start from a scene of another kind."""
@@ -175,6 +180,9 @@ class LearnedColour:
     start: Colour = (0.5, 0.5, 0.5)
     random: float = 0.5
     rate: Number = 1e-3
+
+    def __post_init__(self) -> None:
+        check_rates(self)
 
 
 Background = RandomColour | PlainColour | LearnedColour

@@ -27,8 +27,8 @@ from dreamkit.errors import InputError
 from dreamkit.images import Images
 from dreamkit.representations.distil import learn
 from dreamkit.representations.hashgrid import TAPS, HashGrid, HashGridScene
-from dreamkit.representations.representation import Group, Scene
-from dreamkit.schedule import Number, fixed, resolve
+from dreamkit.representations.representation import Group, Scene, at_end
+from dreamkit.schedule import Number, check_rates, fixed
 from dreamkit.streams import Streams
 
 UNIT = 0.1
@@ -61,6 +61,7 @@ class SignedDistance:
                 f"SignedDistance needs grid.blob_strength > 0, which over blob_radius is the network's scale of a "
                 f"distance; got {self.grid.blob_strength}"
             )
+        check_rates(self)
 
     def build(self, device: torch.device | str, streams: Streams) -> "SignedDistanceScene":
         """A fresh scene: a grey sphere with a soft rim. Streams of `HashGrid.build`."""
@@ -129,7 +130,7 @@ class SignedDistanceScene(HashGridScene):
 
     def parameters(self, now: Any = None) -> list[Group]:
         """Those of the hash grid, and "width"."""
-        now = resolve(self.whole, 1.0) if now is None else now
+        now = at_end(self.whole, now)
         return [
             *super().parameters(now.grid),
             {"name": "width", "params": [self.log_width], "lr": fixed(now.width_rate)},

@@ -151,7 +151,7 @@ def splat(
         raise ValueError(f"splat knows spherical harmonics of degree 0 to 3; got sh_degree={sh_degree}")
     if not near > 0:
         raise ValueError(f"splat expects near > 0; got {near}")
-    run = choose.backend(__name__, backend)
+    run = choose.backend(__name__, backend, means)
     frames = _frames(cameras)
     focal = cameras.height / 2 / torch.tan(torch.deg2rad(cameras.fov_degrees.detach().to(means)) / 2)
     size = cameras.height, cameras.width

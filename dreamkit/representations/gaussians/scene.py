@@ -25,8 +25,9 @@ from dreamkit.representations.representation import (
     Group,
     LightName,
     RandomColour,
+    at_end,
 )
-from dreamkit.schedule import Geometric, Number, fixed, resolve
+from dreamkit.schedule import Geometric, Number, check_rates, fixed
 from dreamkit.streams import Streams
 
 if TYPE_CHECKING:
@@ -102,10 +103,7 @@ class Gaussians:
                 f"Gaussians needs smallest <= largest and anisotropy >= 1; got smallest={self.smallest}, "
                 f"largest={self.largest}, anisotropy={self.anisotropy}"
             )
-        for name in RATES.values():
-            rate = getattr(self, name)
-            if isinstance(rate, int | float) and not rate >= 0:
-                raise InputError(f"Gaussians.{name} is a learning rate of at least 0; got {rate}.")
+        check_rates(self)
 
     def build(self, device: torch.device | str, streams: Streams) -> "GaussiansScene":
         """A fresh scene; streams "ball..." or "surface...". Raises InputError for a file that cannot be used."""
@@ -187,7 +185,7 @@ class GaussiansScene:
         """
         if shading not in (None, "albedo"):
             raise InputError(f"Gaussians cannot be lit: ask for shading='albedo', or none; got {shading!r}")
-        now = self._now(now)
+        now = at_end(self.spec, now)
         cameras = cameras.to(self.device)
         behind = self.backdrop.behind(len(cameras), streams, background)
         if not all(bool(tensor.detach().sum().isfinite()) for tensor in self.cloud.tensors().values()):
@@ -213,7 +211,7 @@ class GaussiansScene:
 
     def parameters(self, now: Gaussians | None = None) -> list[Group]:
         """A group for each of the cloud's tensors, by its name, and "background" where it is learned."""
-        now = self._now(now)
+        now = at_end(self.spec, now)
         groups: list[Group] = [
             {"name": name, "params": [tensor], "lr": fixed(getattr(now, RATES[name]))}
             for name, tensor in self.cloud.tensors().items()
@@ -228,7 +226,7 @@ class GaussiansScene:
         Counts what the training renders of this step saw (those with the same streams), once their gradients are
         there. Raises RunError if no Gaussian is left.
         """
-        watch, self._watch = self._watch_of(streams, self._now(now)), None
+        watch, self._watch = self._watch_of(streams, at_end(self.spec, now)), None
         self._seen = watch.counted(self._seen)
         self._keep_limits()
         if watch.strategy is None:
@@ -283,9 +281,6 @@ class GaussiansScene:
         sh = torch.cat([self.cloud.dc[:, None], self.cloud.rest], 1)
         held = (self.cloud.means, self.cloud.log_scales, self.cloud.quaternions, self.cloud.opacity_logits, sh)
         return Splats(*(tensor.detach().cpu().numpy() for tensor in held))
-
-    def _now(self, now: Gaussians | None) -> Gaussians:
-        return resolve(self.spec, 1.0) if now is None else now
 
     def _hold(self, cloud: Cloud) -> None:
         """Make the cloud's tensors the leaves; nothing was seen of it yet."""
