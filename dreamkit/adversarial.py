@@ -35,12 +35,12 @@ from dreamkit.errors import InputError
 from dreamkit.guidance.networks import ConvNet, Trained
 from dreamkit.guidance.rule import Probe
 from dreamkit.images import png
+from dreamkit.nest import flatten
 from dreamkit.priors import Diffusers, Prior
 from dreamkit.priors.prior import CAMERA_NUMBERS, view_conditions
 from dreamkit.priors.sample import sample
 from dreamkit.prompts import views_of
 from dreamkit.representations.hashgrid import HashGrid
-from dreamkit.run import flatten
 from dreamkit.streams import Streams
 
 

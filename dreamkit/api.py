@@ -34,7 +34,7 @@ from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.representations.canvas import CanvasScene
 from dreamkit.representations.gaussians import holds_splats, in_file
 from dreamkit.representations.mesh import MeshSurface, from_file
-from dreamkit.representations.particles import ParticlesScene
+from dreamkit.representations.particles import ParticlesScene, members
 from dreamkit.representations.representation import Representation, Scene, Solid, Volume
 from dreamkit.run import Run, file_digests
 from dreamkit.settings import replaced
@@ -165,7 +165,7 @@ def export(
     recipe = override(found.recipe, {f"export.{key}": value for key, value in (settings or {}).items()})
     with Run.resume(path) as run:
         scene, _ = _scene(run, chosen)
-        if settings and isinstance(scene.scenes[0] if isinstance(scene, ParticlesScene) else scene, CanvasScene):
+        if settings and isinstance(members(scene)[0], CanvasScene):
             raise InputError(f"{path} made a picture: it is written as picture.png, and there is nothing to set.")
         exported = _write(run, scene, recipe, chosen, note)
         run.update(export=exported.facts())
@@ -267,8 +267,7 @@ def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
     run = Run.open(path)
     scene, step = _scene(run, device)
     stage, _ = stage_of(run.recipe, max(step - 1, 0))
-    first = scene.scenes[0] if isinstance(scene, ParticlesScene) else scene
-    return Start(first, stage.representation), run.prompt
+    return Start(members(scene)[0], stage.representation), run.prompt
 
 
 def is_file(path: str | Path) -> bool:
@@ -323,7 +322,7 @@ def _write(run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: N
     shown = [one.files[0].with_name(name) for one, name in zip(written, names, strict=True)]
     preview.stacked(shown, run.path / "preview.png")
     history = run.path / "images"
-    if isinstance(scene.scenes[0], CanvasScene) and any(history.glob("step_*.png")):
+    if isinstance(members(scene)[0], CanvasScene) and any(history.glob("step_*.png")):
         write_film(history, run.path / "history.gif")
     return Several(tuple(written))
 
@@ -332,7 +331,7 @@ def _each(scene: Scene, folder: Path) -> list[tuple[Scene, Path]]:
     """A scene and the folder for what is made of it; of particles each with one of its own in there. They are made."""
     found = [(scene, folder)]
     if isinstance(scene, ParticlesScene):
-        found = [(one, folder / f"particle_{number}") for number, one in enumerate(scene.scenes)]
+        found = [(one, folder / f"particle_{number}") for number, one in enumerate(members(scene))]
     for _, own in found:
         make_folder(own)
     return found

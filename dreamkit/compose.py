@@ -58,8 +58,8 @@ def compose(
         # A system's own settings of the representation that is asked for are better than the general ones.
         known = [s.representation for s in (stage, *recipe.stages)] if isinstance(own, str) else []
         kept = next((spec for spec in known if type(spec) is type(fresh)), fresh)
-        changed = replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
-        return _of_one_side(changed) if isinstance(kept, Canvas) else changed
+        new = replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
+        return _of_one_side(new) if isinstance(kept, Canvas) else new
 
     recipe = replace(recipe, stages=tuple(changed(stage) for stage in recipe.stages))
     if steps is not None:

@@ -123,8 +123,7 @@ class Several:
 
 def export_picture(scene: CanvasScene, folder: Path, history: Path | None = None) -> Picture:
     """Write a canvas as `picture.png`, and the pictures of a folder, in order of their names, as `history.gif`."""
-    with torch.no_grad():
-        rgb = torch.sigmoid(scene.logits)
+    rgb = scene.picture.detach()
     write_whole(folder / "picture.png", png(rgb))
     films = [write_film(history, folder / "history.gif")] if history and [*history.glob("step_*.png")] else []
     return Picture((folder / "picture.png", *films), (rgb.shape[1], rgb.shape[2]))

@@ -153,7 +153,7 @@ def four_views(scene: Scene) -> Tensor:
     if isinstance(scene, ParticlesScene):
         return torch.cat([four_views(particle) for particle in scene.scenes], dim=-2)
     if isinstance(scene, CanvasScene):
-        return torch.sigmoid(scene.logits)
+        return scene.picture
     return torch.cat(list(scene.render(ring(4, size=128)).rgb), dim=-1)
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from dreamkit.priors.prior import Prior
 from dreamkit.recipe import Propeller, Stage
 from dreamkit.representations.representation import Scene
-from dreamkit.state import State
+from dreamkit.state import State, adam
 from dreamkit.step import Take, advance, differentiate
 from dreamkit.streams import Streams
 
@@ -153,7 +153,7 @@ def _roll(spec: Propeller, stage: Stage, states: list[State], first: int, seed: 
 def _copied(state: State, scene: Scene) -> State:
     """The state on another scene, with an optimiser of its own."""
     scene.load(state.scene.state())
-    optimiser = torch.optim.Adam([dict(group) for group in scene.parameters()], **state.optimiser.defaults)
+    optimiser = adam(scene.parameters(), **state.optimiser.defaults)
     optimiser.load_state_dict(copy.deepcopy(state.optimiser.state_dict()))
     return replace(state, scene=scene, optimiser=optimiser)
 

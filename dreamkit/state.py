@@ -9,11 +9,12 @@ from torch import Tensor
 
 from dreamkit.errors import InputError, RunError, out_of_memory
 from dreamkit.guidance.rule import Part
+from dreamkit.nest import flatten, unflatten
 from dreamkit.priors.prior import Prior
 from dreamkit.recipe import Recipe, Stage
 from dreamkit.representations.particles import Particles, ParticlesScene, alike
 from dreamkit.representations.representation import Group, Representation, Scene, Startable, continued
-from dreamkit.run import Run, flatten, unflatten
+from dreamkit.run import Run
 from dreamkit.streams import Streams
 
 
@@ -76,9 +77,7 @@ def fresh(
     """The state in which a stage begins, with a scene of its own or with the one given; without priors, no parts."""
     scene = scene or stage.scenes.build(device, Streams(seed, -1))
     groups = scene.parameters(stage.at(0).representation)
-    optimiser = torch.optim.Adam(
-        [dict(group) for group in groups], betas=stage.adam.betas, eps=stage.adam.eps, fused=True
-    )
+    optimiser = adam(groups, betas=stage.adam.betas, eps=stage.adam.eps, fused=True)
     parts = {
         f"guide{number}": guide.rule.parts(priors[guide.prior], Streams(seed, -1).within(f"guide{number}"))
         for number, guide in enumerate(stage.guides)
@@ -153,12 +152,17 @@ def startable(spec: Representation, before: Representation) -> Startable:
     return spec
 
 
+def adam(groups: Sequence[Group], **settings: Any) -> torch.optim.Adam:
+    """An optimiser of these groups, which stay as they are."""
+    return torch.optim.Adam([dict(group) for group in groups], **settings)
+
+
 def carried(optimiser: torch.optim.Optimizer, groups: Sequence[Group], rows: Mapping[str, Tensor]) -> torch.optim.Adam:
     """An optimiser for the new tensors of a scene whose rows were added, dropped or moved.
 
     The statistics of each group named in `rows` follow their rows (`Scene.after_step`); the others stay.
     """
-    new = torch.optim.Adam([dict(group) for group in groups], **optimiser.defaults)
+    new = adam(groups, **optimiser.defaults)
     for old, mine in zip(optimiser.param_groups, new.param_groups, strict=True):
         source = rows.get(mine["name"])
         for before, after in zip(old["params"], mine["params"], strict=True):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dreamkit.adversarial import Adversarial, Bank, CodedScenes, Trainer, fill
 from dreamkit.cameras import Cameras, Orbit, orbit
+from dreamkit.nest import flatten, unflatten
 from dreamkit.priors import Bell, Gaussian
-from dreamkit.run import flatten, unflatten
 from dreamkit.streams import Streams
 from tests.test_loop import TINY, load
 

@@ -23,9 +23,9 @@ from dreamkit.guidance.rule import Part
 from dreamkit.guidance.rules import BOOTSTRAPPED_SD, ESD, F_DIV, LG_VSD, LUSD, RSD, VDM, VSD
 from dreamkit.guidance.student import Student, StudentPart
 from dreamkit.guidance.weight import One, Weight
+from dreamkit.nest import flatten, unflatten
 from dreamkit.priors import Bell, Condition, Prior
 from dreamkit.priors.analytic import AnalyticPrior
-from dreamkit.run import flatten, unflatten
 from dreamkit.streams import Streams
 from tests.looking import (
     BELLS,

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dreamkit"
 
 RANKS = {
-    0: "errors streams schedule images cameras meshes triangles prompts device diffusion disk frozen pages",
+    0: "errors streams schedule images cameras meshes triangles prompts device diffusion disk frozen pages nest",
     1: "kernels",
     2: "render assets losses",
     3: "priors representations metrics",

@@ -15,10 +15,11 @@ import torch
 from dreamkit import disk
 from dreamkit.errors import InputError, RunError
 from dreamkit.guidance.rules import SDS
+from dreamkit.nest import flatten, unflatten
 from dreamkit.priors.analytic import Bell, Gaussian
 from dreamkit.recipe import Guide, Recipe, Stage, fingerprint
 from dreamkit.representations.hashgrid import HashGrid
-from dreamkit.run import FORMAT, Run, flatten, slug, unflatten
+from dreamkit.run import FORMAT, Run, slug
 
 RECIPE = Recipe((Stage(HashGrid(), (Guide(SDS, Gaussian((Bell("", 0.0, 1.0),))),), steps=10),))
 

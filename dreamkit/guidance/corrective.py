@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import Level, add_noise, cfg, over, x0_of
-from dreamkit.guidance.networks import LEVEL_NUMBERS, ConvNet, Trained, told
+from dreamkit.guidance.networks import LEVEL_NUMBERS, ConvNet, Trained, conditioning
 from dreamkit.guidance.rule import Ask, Estimate, Probe
 from dreamkit.guidance.student import anywhere
 from dreamkit.priors.prior import CAMERA_NUMBERS, Condition, Prior
@@ -73,7 +73,7 @@ class CorrectivePart(Trained):
 
     def blurred(self, x: Tensor, level: Level) -> Tensor:
         """b(x, level), differentiable in the weights alone."""
-        return x.detach() + self.net(x.detach(), told(level, None, x))
+        return x.detach() + self.net(x.detach(), conditioning(level, None, x))
 
     def train(self, probe: Probe) -> float:
         """One step on the clean estimates of this look."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from dreamkit.diffusion import Level, add_noise, over, preserved
-from dreamkit.guidance.networks import LEVEL_NUMBERS, ConvNet, Trained, told
+from dreamkit.guidance.networks import LEVEL_NUMBERS, ConvNet, Trained, conditioning
 from dreamkit.guidance.rule import Post, Probe
 from dreamkit.guidance.student import anywhere
 from dreamkit.priors.prior import CAMERA_NUMBERS, Prior
@@ -97,7 +97,7 @@ class DiscriminatorPart(Trained):
 
     def logits(self, z: Tensor, level: Level) -> Tensor:
         """D(z) [B]: log of how much likelier the prior makes z than the scene. Differentiable in z and the weights."""
-        return self.net(preserved(z, level), told(level, None, z)).flatten(1).mean(1)
+        return self.net(preserved(z, level), conditioning(level, None, z)).flatten(1).mean(1)
 
     def ratio(self, z: Tensor, level: Level) -> Tensor:
         """r [B], float64 on the CPU, over its mean at the level."""

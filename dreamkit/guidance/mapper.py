@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import eps_of, over, x0_of
-from dreamkit.guidance.networks import LEVEL_NUMBERS, ConvNet, Trained, told
+from dreamkit.guidance.networks import LEVEL_NUMBERS, ConvNet, Trained, conditioning
 from dreamkit.guidance.rule import Ask, Estimate, Probe, Weight
 from dreamkit.guidance.weight import SigmaSquared
 from dreamkit.priors.prior import CAMERA_NUMBERS, Prior
@@ -67,7 +67,7 @@ class MapperPart(Trained):
         level = probe.levels["main"]
         x0 = x0_of(probe.z(), probe.eps("prompt"), level).detach()
         camera = probe.conditions.get("camera")
-        facts = told(level, None if camera is None else camera.tensors["camera"], x0)
+        facts = conditioning(level, None if camera is None else camera.tensors["camera"], x0)
         return x0 + self.net(x0, facts)
 
     def train(self, probe: Probe) -> float:

@@ -21,14 +21,14 @@ LEVEL_NUMBERS = 5
 """How many numbers tell a network the noise level: cos(j pi a), j = 0..4, with a = atan(k) / (pi / 2) in [0, 1]."""
 
 
-def told(level: Level, camera: Tensor | None, like: Tensor) -> Tensor:
+def conditioning(level: Level, camera: Tensor | None, like: Tensor) -> Tensor:
     """What a network is told about each of B samples [B, LEVEL_NUMBERS + CAMERA_NUMBERS]; zeros for no camera."""
     angle = 2 * torch.atan(level.k)[:, None] * torch.arange(LEVEL_NUMBERS, dtype=torch.float64)
     where = torch.zeros(len(level), CAMERA_NUMBERS) if camera is None else camera
     return torch.cat([angle.cos().to(like), where.to(like)], 1)
 
 
-SCALE = 2.0**10
+LOSS_SCALE = 2.0**10
 """Of a loss on its way back. The mean over a picture's elements has a small slope in each of them, which a frozen
 network in half precision would lose. A power of two changes no digit of a float32."""
 
@@ -82,9 +82,9 @@ class Trained(Part):
     def learn(self, loss: Tensor) -> float:
         """One step down the loss, unless it or its gradient is not finite; returns it."""
         self.optimiser.zero_grad(set_to_none=True)
-        (SCALE * loss).backward()
+        (LOSS_SCALE * loss).backward()
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        torch._foreach_div_(gradients, SCALE)
+        torch._foreach_div_(gradients, LOSS_SCALE)
         if loss.isfinite() and all(bool(gradient.isfinite().all()) for gradient in gradients):
             self.optimiser.step()
         return loss.item()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreamkit.diffusion import over, preserved
 from dreamkit.errors import InputError
-from dreamkit.guidance.networks import SCALE
+from dreamkit.guidance.networks import LOSS_SCALE
 from dreamkit.guidance.rule import Ask, Estimate, Probe
 from dreamkit.priors.analytic import resized
 from dreamkit.schedule import Number, fixed
@@ -63,7 +63,7 @@ class Repelled(Estimate):
             squared = (found[:, None] - found.detach()[None]).square().sum(-1)
             kernel = torch.exp(-squared / bandwidth(squared.detach(), together)) * together
             crowded = kernel.sum(1).clamp(min=1e-12).log().sum()
-            return torch.autograd.grad(SCALE * crowded, z)[0] / SCALE
+            return torch.autograd.grad(LOSS_SCALE * crowded, z)[0] / LOSS_SCALE
 
     def _features(self, rgb: Tensor) -> Tensor:
         if not self.features:

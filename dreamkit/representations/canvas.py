@@ -40,6 +40,11 @@ class CanvasScene:
         draw = streams.normal("canvas", (3, spec.size, spec.size)).to(device)
         self.logits = (4 * spec.noise * draw).requires_grad_()  # the slope of the sigmoid at 0 is 1/4
 
+    @property
+    def picture(self) -> Tensor:
+        """[3, size, size] in [0, 1], differentiable."""
+        return torch.sigmoid(self.logits)
+
     def render(
         self,
         cameras: Cameras,
@@ -51,7 +56,7 @@ class CanvasScene:
         background: Tensor | Colour | None = None,
     ) -> Images:
         """The picture once for every camera, at the cameras' size; opaque, at depth 0, facing +x. Differentiable."""
-        rgb = torch.sigmoid(self.logits)[None]
+        rgb = self.picture[None]
         if (cameras.height, cameras.width) != rgb.shape[-2:]:
             size = (cameras.height, cameras.width)
             rgb = torch.nn.functional.interpolate(rgb, size, mode="bilinear", align_corners=False, antialias=True)

@@ -137,8 +137,8 @@ class MeshSurface:
             mapped, _ = with_texture_coordinates(mesh, size)
             mesh = baked(scene, mapped, size, device)
         placement = scene.placement if isinstance(scene, MeshScene) else Placement()
-        begun = replace(mesh, vertices=placement.to_source(mesh.vertices))
-        new = MeshScene(self, torch.device(device), streams, lambda: (begun, placement))
+        source = replace(mesh, vertices=placement.to_source(mesh.vertices))
+        new = MeshScene(self, torch.device(device), streams, lambda: (source, placement))
         new.learn_paint(scene, streams)
         return new
 

@@ -29,7 +29,7 @@ STEEPEST = 0.8
 """Largest sine between a normal of the normal map and the surface's own: 53 degrees."""
 
 
-STABLE_DIFFUSION = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
+SD_LATENTS_TO_RGB = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
 """Latents of Stable Diffusion 1.x to colours, approximately (Latent-NeRF, arXiv:2211.07600, section 3.3)."""
 
 
@@ -67,7 +67,7 @@ class LatentTexture:
     size: int = 64
     """Texels along each side."""
     rate: Number = 1e-1
-    to_rgb: tuple[tuple[float, float, float], ...] = STABLE_DIFFUSION
+    to_rgb: tuple[tuple[float, float, float], ...] = SD_LATENTS_TO_RGB
     """A row for each channel of the prior's latents."""
 
     def __post_init__(self) -> None:

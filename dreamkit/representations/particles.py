@@ -113,6 +113,11 @@ class ParticlesScene:
             scene.load({name.partition("/")[2]: value for name, value in state.items() if name.startswith(f"{i}/")})
 
 
+def members(scene: Scene) -> list[Scene]:
+    """The particles of a scene; of any other one, itself."""
+    return list(scene.scenes) if isinstance(scene, ParticlesScene) else [scene]
+
+
 def _merged(images: list[Images], rows: Tensor) -> Images:
     """The pictures of several scenes as one batch, picture i of the sequence at place rows[i]."""
     back = rows.argsort()
