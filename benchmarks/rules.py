@@ -26,7 +26,7 @@ from dreamkit.errors import InputError, nearest
 from dreamkit.prompts import read_list
 from dreamkit.rehearsal import load_priors
 from dreamkit.state import fresh
-from dreamkit.step import take_step
+from dreamkit.step import Task, take_step
 
 SYSTEM = str(Path(__file__).with_name("single_stage.py"))
 PROMPTS = ("a red mug", "a blue chair", "a yellow duck")
@@ -62,7 +62,7 @@ def costs(rule: str) -> tuple[float, float]:
     for step in (*range(FIRST), *spread):
         before = sum(prior.samples for prior in priors.values())
         state.step = step
-        take_step(stage, state, 0, priors, PROMPTS[0], 0)
+        take_step(stage, state, Task(PROMPTS[0], priors))
         spent.append(sum(prior.samples for prior in priors.values()) - before)
     usual = sum(spent[FIRST:]) / COUNTED
     return usual, max(sum(spent[:FIRST]) - FIRST * usual, 0.0)

@@ -27,7 +27,7 @@ from dreamkit.representations.particles import ParticlesScene
 from dreamkit.representations.representation import Scene
 from dreamkit.run import Run
 from dreamkit.state import Start, State, fresh, handed_over, restore, save, stage_of
-from dreamkit.step import Take, take_step
+from dreamkit.step import Take, Task, take_step
 
 PATIENCE = 3
 """Steps in a row that may be skipped for a gradient that is not finite, and roll-backs a run may take."""
@@ -52,7 +52,7 @@ def optimise(
     working, KeyboardInterrupt after Ctrl-C or SIGTERM; in both cases a checkpoint stands.
     """
     run.check_prior([prior.identity() for prior in priors.values()])
-    state = _begin(recipe, run, device, priors, start)
+    state, task = _begin(recipe, run, device, priors, start), Task(run.prompt, priors, run.seed)
     ended, seconds = time.perf_counter(), list[dict[str, float]]()
     with _deferred_interrupts() as interrupted:
         while state.step < recipe.steps:
@@ -60,7 +60,7 @@ def optimise(
             if state.step == first and first > 0:
                 state = next_stage(recipe, run.seed, state, device, priors)
             before = state.step
-            figures = (take or take_step)(stage, state, first, priors, run.prompt, run.seed)
+            figures = (take or take_step)(stage, state, task)
             if state.skipped == PATIENCE:
                 state = _roll_back(recipe, run, device, state, figures, priors)
                 continue
@@ -105,7 +105,7 @@ def next_stage(recipe: Recipe, seed: int, state: State, device: torch.device, pr
             f"the stage that starts at step {first} cannot go on with the scene of the stage before it: {error}"
         ) from error
     new = fresh(stage, seed, device, priors, scene)
-    return replace(new, step=state.step, attempt=state.attempt, skipped=state.skipped)
+    return replace(new, step=state.step, first=first, attempt=state.attempt, skipped=state.skipped)
 
 
 def _roll_back(

@@ -32,7 +32,7 @@ from dreamkit.priors.prior import Prior
 from dreamkit.recipe import Propeller, Stage
 from dreamkit.representations.representation import Scene
 from dreamkit.state import State, adam
-from dreamkit.step import Take, advance, differentiate
+from dreamkit.step import Take, Task, advance, differentiate
 from dreamkit.streams import Streams
 
 
@@ -43,9 +43,9 @@ class _Home:
     device: torch.device
     priors: dict[Any, Prior]
 
-    def differentiate(self, stage: Stage, state: State, first: int, prompt: str, seed: int) -> dict[str, Any]:
+    def differentiate(self, stage: Stage, state: State, task: Task) -> dict[str, Any]:
         with torch.cuda.device(self.device if self.device.type == "cuda" else -1):  # every thread begins on the first
-            return differentiate(stage, state, first, self.priors, prompt, seed)
+            return differentiate(stage, state, replace(task, priors=self.priors))
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,21 @@ def propelled(spec: Propeller, device: torch.device, others: Sequence[torch.devi
     homes: list[_Home] = []
     replicas: dict[int, list[_Replica]] = {}
 
-    def take(
-        stage: Stage, state: State, first: int, priors: dict[Any, Prior], prompt: str, seed: int
-    ) -> dict[str, Any]:
+    def take(stage: Stage, state: State, task: Task) -> dict[str, Any]:
         if not homes:
-            further = others[: spec.window - 1]
-            homes.extend([_Home(device, priors), *(_Home(at, {key: key.load(at) for key in priors}) for at in further)])
-        if first not in replicas:
+            loaded = [{key: key.load(at) for key in task.priors} for at in others[: spec.window - 1]]
+            homes.extend([_Home(device, task.priors), *(_Home(*pair) for pair in zip(others, loaded, strict=False))])
+        if state.first not in replicas:
             replicas.clear()
-            replicas[first] = [_replica(stage, state, homes, i, seed) for i in range(1, spec.window)]
-        count = min(spec.window, first + stage.steps - state.step)
-        states = _guessed(spec, state, replicas[first][: count - 1])
+            replicas[state.first] = [_replica(stage, state, homes, i, task.seed) for i in range(1, spec.window)]
+        count = min(spec.window, state.first + stage.steps - state.step)
+        states = _guessed(spec, state, replicas[state.first][: count - 1])
         with ThreadPoolExecutor(count) as pool:
             turns = zip(cycle(homes), states, strict=False)
-            jobs = [pool.submit(home.differentiate, stage, each, first, prompt, seed) for home, each in turns]
+            jobs = [pool.submit(home.differentiate, stage, each, task) for home, each in turns]
             figures = [job.result() for job in jobs]
         drifts = [_Drift(each.scene, bool(found["skipped"])) for each, found in zip(states, figures, strict=True)]
-        taken = _roll(spec, stage, states, first, seed, drifts)
+        taken = _roll(spec, stage, states, task.seed, drifts)
         return figures[taken - 1] | {"taken": taken}
 
     return take
@@ -104,11 +102,11 @@ class _Drift:
         self.gradients = [None if p.grad is None else p.grad.clone() for p in _parameters(scene)]
         self.bad = bad
 
-    def move(self, stage: Stage, state: State, first: int, seed: int) -> bool:
+    def move(self, stage: Stage, state: State, seed: int) -> bool:
         """Take the step; returns whether guesses are worth nothing after it: no step, or other tensors."""
         for parameter, gradient in zip(_parameters(state.scene), self.gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        return advance(stage, state, first, seed, self.bad) or self.bad
+        return advance(stage, state, seed, self.bad) or self.bad
 
 
 def _guessed(spec: Propeller, state: State, replicas: list[_Replica]) -> list[State]:
@@ -123,7 +121,7 @@ def _guessed(spec: Propeller, state: State, replicas: list[_Replica]) -> list[St
     return states
 
 
-def _roll(spec: Propeller, stage: Stage, states: list[State], first: int, seed: int, drifts: list[_Drift]) -> int:
+def _roll(spec: Propeller, stage: Stage, states: list[State], seed: int, drifts: list[_Drift]) -> int:
     """Roll the state through the drifts as far as they count, and guess anew; returns how many steps that was."""
     state, expected = states[0], states[0].ahead or {}
     guesses, threshold = expected["scenes"], expected["threshold"]
@@ -131,7 +129,7 @@ def _roll(spec: Propeller, stage: Stage, states: list[State], first: int, seed: 
     errors: list[float] = []
     taken, worthless = 0, False
     while taken < usable and not worthless and not (errors and errors[-1] > threshold):
-        worthless = drifts[taken].move(stage, state, first, seed)
+        worthless = drifts[taken].move(stage, state, seed)
         taken += 1
         if not worthless:
             errors.append(_error(state.scene, guesses[min(taken, len(guesses)) - 1]))
@@ -139,7 +137,7 @@ def _roll(spec: Propeller, stage: Stage, states: list[State], first: int, seed: 
     if taken < usable and not worthless:
         further = _copied(state, states[1].scene)
         for i in range(taken, usable):
-            if drifts[i].move(stage, further, first, seed):
+            if drifts[i].move(stage, further, seed):
                 break
             ahead.append(_kept(further.scene))
             errors.append(_error(further.scene, guesses[min(i, len(guesses) - 1)]))

@@ -12,7 +12,7 @@ from dreamkit.priors.prior import Prior, view_conditions
 from dreamkit.recipe import Guide, Recipe, Stage
 from dreamkit.representations.particles import alike
 from dreamkit.state import Start, fresh, startable
-from dreamkit.step import take_step
+from dreamkit.step import Task, take_step
 
 
 def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, Prior]:
@@ -63,8 +63,9 @@ def rehearse(
         try:
             scene = start.handed(stage, 0, device) if start and number == 0 else None
             state = fresh(stage, 0, device, priors, scene)
-            for state.step in dict.fromkeys((0, stage.steps - 1)):
-                take_step(stage, state, 0, priors, prompt, 0)
+            for step in dict.fromkeys((0, stage.steps - 1)):
+                state.step = step
+                take_step(stage, state, Task(prompt, priors))
         except InputError:
             raise
         except Exception as error:  # whatever a recipe's parts say of one another: nothing was begun yet

@@ -26,6 +26,8 @@ class State:
     optimiser: torch.optim.Optimizer
     step: int = 0
     """Steps done, over all stages."""
+    first: int = 0
+    """The step at which its stage began."""
     attempt: int = 0
     """Roll-backs so far. A new attempt draws new random numbers, else it would fail where the last one did."""
     skipped: int = 0
@@ -104,7 +106,7 @@ def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pr
         return None
     step, tensors, facts = found
     # The state after a stage's last step still belongs to that stage.
-    stage, _ = stage_of(recipe, max(step - 1, 0))
+    stage, first = stage_of(recipe, max(step - 1, 0))
     scene = stage.scenes.build(device, Streams(run.seed, -1))
     try:
         saved = unflatten(tensors, facts["structure"])
@@ -125,7 +127,7 @@ def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pr
             f"the checkpoint of step {step} in {run.path} does not fit its recipe ({error}). It may come from another "
             "version of dreamkit: start a new run with `dreamkit generate`."
         ) from error
-    return replace(state, step=step, attempt=int(facts["attempt"]), skipped=int(facts["skipped"]))
+    return replace(state, step=step, first=first, attempt=int(facts["attempt"]), skipped=int(facts["skipped"]))
 
 
 def handed_over(scene: Scene, before: Representation, spec: Representation, seed: int, device: torch.device) -> Scene:

@@ -26,26 +26,32 @@ from dreamkit.schedule import fixed
 from dreamkit.state import State, carried
 from dreamkit.streams import Streams
 
-Take = Callable[[Stage, State, int, dict[Any, Prior], str, int], dict[str, Any]]
+
+@dataclass(frozen=True)
+class Task:
+    """What every step of a run is told: the prompt, the loaded priors by their specifications, and the seed."""
+
+    prompt: str
+    priors: dict[Any, Prior]
+    seed: int = 0
+
+
+Take = Callable[[Stage, State, Task], dict[str, Any]]
 """What `take_step` is: it takes at least one step of the stage, and returns the figures of the last."""
 
 
-def take_step(
-    stage: Stage, state: State, first: int, priors: dict[Any, Prior], prompt: str, seed: int
-) -> dict[str, Any]:
-    """One step of a stage that began after `first` steps: render, ask the guides, change the scene. Returns figures."""
-    figures, clock = differentiate(stage, state, first, priors, prompt, seed), Clock()
+def take_step(stage: Stage, state: State, task: Task) -> dict[str, Any]:
+    """One step: render, ask the guides, change the scene. Returns figures."""
+    figures, clock = differentiate(stage, state, task), Clock()
     with clock("update"):
-        advance(stage, state, first, seed, bool(figures["skipped"]))
+        advance(stage, state, task.seed, bool(figures["skipped"]))
     return figures | {"seconds": figures["seconds"] | clock.seconds}
 
 
-def differentiate(
-    stage: Stage, state: State, first: int, priors: dict[Any, Prior], prompt: str, seed: int
-) -> dict[str, Any]:
+def differentiate(stage: Stage, state: State, task: Task) -> dict[str, Any]:
     """The gradients of a step, left in the scene's parameters. Returns figures; "skipped" names what is not finite."""
-    local, clock = state.step - first, Clock()
-    now, streams = stage.at(local), state.streams(seed)
+    local, clock = state.step - state.first, Clock()
+    now, streams = stage.at(local), state.streams(task.seed)
     cameras = cameras_of(now, streams)
     with clock("render"):
         normals = any(guide.sees == "normal" for guide in now.guides) or needs_normals(now.losses)
@@ -54,13 +60,13 @@ def differentiate(
     losses: dict[str, Tensor] = {}
     figures: dict[str, Any] = {}
     for number, guide in enumerate(now.guides):
-        prior = priors[guide.prior]
+        prior = task.priors[guide.prior]
         with clock("encode"):
             # Each guide looks with levels and noise of its own.
             own = streams.within(f"guide{number}")
             x = _encoded(prior, clipped(seen(images, guide), fixed(guide.clip)), guide, own)
         with clock("prior"):
-            conditions = _conditions(now, guide, prior, prompt, cameras)
+            conditions = _conditions(now, guide, prior, task.prompt, cameras)
             parts = state.parts.get(f"guide{number}")
             where = Geometry(cameras, images.depth.detach(), images.alpha.detach())
             others = {} if source is None else {"source": _encoded(prior, seen(source, guide), guide, own).detach()}
@@ -97,12 +103,12 @@ def _conditions(now: Stage, guide: Guide, prior: Prior, prompt: str, cameras: Ca
     return conditions | {"camera": Condition({"camera": numbers})}
 
 
-def advance(stage: Stage, state: State, first: int, seed: int, skip: bool) -> bool:
+def advance(stage: Stage, state: State, seed: int, skip: bool) -> bool:
     """Change the scene by the gradients in its parameters, unless they are to be skipped; count the step.
 
     Returns whether the scene has other tensors now.
     """
-    local = state.step - first
+    local = state.step - state.first
     now, streams = stage.at(local), state.streams(seed)
     for mine, group in zip(state.optimiser.param_groups, state.scene.parameters(now.representation), strict=True):
         mine["lr"] = group["lr"]

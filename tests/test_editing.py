@@ -22,7 +22,7 @@ from dreamkit.render.mesh import render_mesh
 from dreamkit.representations.canvas import Canvas
 from dreamkit.run import Run
 from dreamkit.state import Start, fresh
-from dreamkit.step import take_step
+from dreamkit.step import Task, take_step
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
 from tests.test_loop import CPU, TINY, final, stop_at
@@ -56,7 +56,7 @@ def test_a_dds_edit_with_equal_prompts_changes_nothing_at_all(tmp_path):
     state = fresh(stage, 0, CPU, priors)
     before = state.scene.state()["logits"].clone()
     for _ in range(5):
-        take_step(stage, state, 0, priors, "a red ball", 0)
+        take_step(stage, state, Task("a red ball", priors))
     assert torch.equal(state.scene.state()["logits"], before)
 
 
@@ -110,11 +110,11 @@ def test_a_later_stage_edits_the_scene_of_the_one_before(tmp_path):
         priors = load_priors(recipe, run.prompt, CPU)
         state = fresh(first, 0, CPU, priors)
         for _ in range(3):
-            take_step(first, state, 0, priors, run.prompt, 0)
+            take_step(first, state, Task(run.prompt, priors))
         seen.append(state.scene.state()["logits"].clone())
         assert state.source is None
         state = loop.next_stage(recipe, 0, state, CPU, priors)
-        take_step(recipe.stages[1], state, 3, priors, run.prompt, 0)
+        take_step(recipe.stages[1], state, Task(run.prompt, priors))
     assert torch.equal(state.source.state()["logits"], seen[0])
     assert not torch.equal(state.scene.state()["logits"], seen[0])
 
@@ -167,7 +167,7 @@ def test_dds_makes_a_red_mug_blue_with_the_toybox(toybox):
     state = fresh(stage, 0, CPU, priors)
     state.scene.load({"logits": torch.logit(picture.clamp(0.02, 0.98))})
     for _ in range(25):
-        take_step(stage, state, 0, priors, "a blue mug", 0)
+        take_step(stage, state, Task("a blue mug", priors))
     gained = (torch.sigmoid(state.scene.state()["logits"]) - picture).mean((1, 2))
     assert gained[2] - gained[0] > 0.02
 

@@ -31,7 +31,7 @@ from dreamkit.representations.hashgrid import HashGridScene
 from dreamkit.run import Run
 from dreamkit.schedule import Linear, Switch
 from dreamkit.state import carried, fresh
-from dreamkit.step import clipped, differentiate, seen, take_step
+from dreamkit.step import Task, clipped, differentiate, seen, take_step
 from dreamkit.streams import Streams
 
 TINY = Path(__file__).parent / "data" / "tiny_system.py"
@@ -108,7 +108,7 @@ def test_what_a_step_trains_is_the_scene_as_it_has_grown(recipe):
     priors = load_priors(replace(recipe, stages=(stage,)), "a red ball", CPU)
     state = fresh(stage, 0, CPU, priors)
     for _ in range(3):
-        take_step(stage, state, 0, priors, "a red ball", 0)
+        take_step(stage, state, Task("a red ball", priors))
         held = [group["params"][0] for group in state.scene.parameters()]
         assert all(a["params"][0] is b for a, b in zip(state.optimiser.param_groups, held, strict=True))
     assert len(state.scene.cloud.means) > 40
@@ -119,7 +119,7 @@ def test_a_learning_rates_schedule_reaches_the_optimiser(recipe):
     priors = load_priors(replace(recipe, stages=(stage,)), "a red ball", CPU)
     state = fresh(stage, 0, CPU, priors)
     for i in range(4):
-        take_step(stage, state, 0, priors, "a red ball", 0)
+        take_step(stage, state, Task("a red ball", priors))
         assert state.optimiser.param_groups[0]["lr"] == pytest.approx(stage.at(i).representation.rate)
     assert state.optimiser.param_groups[0]["lr"] > 0.25
 
@@ -162,7 +162,7 @@ def test_a_prior_is_asked_in_its_own_words_for_the_directions(recipe, monkeypatc
     monkeypatch.setattr(prior, "embed", lambda prompt: asked.add(prompt) or type(prior).embed(prior, prompt))
     state = fresh(stage, 0, CPU, priors)
     for _ in range(20):
-        take_step(stage, state, 0, priors, "a red ball", 0)
+        take_step(stage, state, Task("a red ball", priors))
     assert {f"a red ball, {word} view" for word in ("left", "right")} <= asked
     assert "a red ball, side view" not in asked
 
@@ -176,7 +176,7 @@ def test_the_scene_gets_the_mean_over_the_views_of_the_rule_s_gradient(recipe, b
     stage = replace(stage, losses=(), batch=batch, cameras=replace(stage.cameras, size=8))
     prior = spec.load(CPU)
     state = fresh(stage, 0, CPU, {spec: prior})
-    differentiate(stage, state, 0, {spec: prior}, "a red ball", 0)
+    differentiate(stage, state, Task("a red ball", {spec: prior}))
     colour = torch.sigmoid(state.scene.logits.detach())
     asked = view_conditions(prior, "a red ball", [None])
     said = gradient(rule, prior, 2 * colour[None] - 1, asked, Streams(0, 0)).gradient[0]

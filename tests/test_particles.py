@@ -26,7 +26,7 @@ from dreamkit.representations.particles import Particles, alike
 from dreamkit.run import Run
 from dreamkit.schedule import Linear
 from dreamkit.state import fresh, handed_over, save
-from dreamkit.step import cameras_of, take_step
+from dreamkit.step import Task, cameras_of, take_step
 from dreamkit.streams import Streams
 from tests.test_loop import CPU, TINY, final, stop_at
 
@@ -132,7 +132,7 @@ def test_repelled_particles_end_further_apart(tmp_path):
         priors = {PRIOR: PRIOR.load(CPU)}
         state = fresh(stage, 0, CPU, priors)
         for _ in range(30):
-            take_step(stage, state, 0, priors, "a red ball", 0)
+            take_step(stage, state, Task("a red ball", priors))
         pictures = torch.stack([torch.sigmoid(scene.logits.detach()).flatten() for scene in state.scene.scenes])
         return float(torch.pdist(pictures).mean())
 

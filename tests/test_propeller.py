@@ -24,6 +24,7 @@ from dreamkit.rehearsal import load_priors
 from dreamkit.representations.canvas import Canvas
 from dreamkit.run import Run
 from dreamkit.state import fresh
+from dreamkit.step import Task
 from dreamkit.streams import Streams
 from tests.test_loop import CPU, TINY, final, stop_at
 from tests.test_particles import PRIOR, stage_of
@@ -103,7 +104,7 @@ def test_every_round_makes_one_more_step_of_a_window_exact():
     state = fresh(stage, 0, CPU)
     begun = state.scene.logits.detach().clone()
     for rounds in range(1, window + 1):
-        assert take(stage, state, 0, priors, "a red ball", 0)["taken"] == 1
+        assert take(stage, state, Task("a red ball", priors))["taken"] == 1
         guessed = [guess["state"]["logits"] for guess in state.ahead["scenes"]] if rounds < window else []
         assert len(guessed) == window - rounds
         for i, found in enumerate([state.scene.logits.detach(), *guessed], rounds):

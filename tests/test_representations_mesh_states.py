@@ -17,7 +17,7 @@ from dreamkit.representations.network import Network
 from dreamkit.representations.paint import LatentTexture, Texture
 from dreamkit.representations.representation import LearnedColour, PlainColour, continued
 from dreamkit.state import fresh
-from dreamkit.step import take_step
+from dreamkit.step import Task, take_step
 from dreamkit.streams import Streams
 from tests.mesh_scenes import KINDS, SMALL, TINY, VIEWS, a_mesh, scene, train
 
@@ -165,7 +165,7 @@ def test_a_guide_that_sees_latents_moves_them_and_asks_for_some():
     stage = replace(stage, representation=replace(SMALL, paint=PLAIN))
     state = fresh(stage, 0, torch.device("cpu"), priors)
     for _ in range(15):
-        take_step(stage, state, 0, priors, "a red ball", 0)
+        take_step(stage, state, Task("a red ball", priors))
     red, green, blue = state.scene.state()["latent/texture"].mean((0, 1))
     assert red > 0.3 > -0.3 > max(green, blue)  # the prior's mean is (0.8, -0.8, -0.8)
 
