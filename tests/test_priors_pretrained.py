@@ -12,8 +12,8 @@ from dreamkit.errors import InputError
 from dreamkit.guidance import SDS, gradient
 from dreamkit.guidance.rules import VSD
 from dreamkit.priors import Condition, Diffusers, view_conditions
-from dreamkit.priors import pretrained as module
-from dreamkit.priors.pretrained import alpha_squared, find, fingerprint
+from dreamkit.priors import folder as module
+from dreamkit.priors.folder import alpha_squared, find, fingerprint
 from dreamkit.prompts import FOUR
 from dreamkit.streams import Streams
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreamkit.diffusion import PARAMETERIZATIONS, Level, NoiseSchedule
 from dreamkit.priors import Bell, Gaussian, Prior
-from dreamkit.priors.pretrained import alpha_squared
+from dreamkit.priors.folder import alpha_squared
 from dreamkit.priors.sample import sample
 from dreamkit.streams import Streams
 

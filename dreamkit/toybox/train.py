@@ -29,8 +29,8 @@ from torch.nn.functional import pixel_unshuffle
 
 from dreamkit import device as devices
 from dreamkit.errors import InputError
+from dreamkit.priors.folder import meaning_of, read_json
 from dreamkit.priors.joint import see_together
-from dreamkit.priors.pretrained import meaning_of, read_json
 from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
 from dreamkit.toybox import checkpoint, world
