@@ -174,5 +174,6 @@ def check_rates(spec: Any) -> None:
     beginning, in the middle or at the end of its stage."""
     for name in (field.name for field in dataclasses.fields(spec) if field.name.endswith("rate")):
         rate = getattr(spec, name)
-        if not all(resolve(rate, progress) >= 0 for progress in (0.0, 0.5, 1.0)):
+        rates = [rate] if isinstance(rate, int | float) else [resolve(rate, progress) for progress in (0.0, 0.5, 1.0)]
+        if not all(value >= 0 for value in rates):
             raise InputError(f"{type(spec).__name__}.{name} is a learning rate of at least 0; got {rate}.")

@@ -210,11 +210,11 @@ def test_latents_of_particles_are_in_the_order_of_their_pictures():
 
 
 def test_particles_that_are_not_shown_are_kept_up_by_the_settings_of_the_step():
-    """Of three, one is shown; all are due, and growth is there at first and gone at the end."""
+    """None of three was shown; all are due, and growth is there at first and gone at the end."""
     strategy = Densify(begin=0, every=1, growth=Linear(1.0, 0.0), prune_opacity=0.0)
     stage = stage_of(SDS, Gaussians(count=20, strategy=strategy), particles=3, batch=1, steps=100)
     state = fresh(stage, 0, CPU, load_priors(Recipe((stage,)), "a red ball", CPU))
-    now, seen = stage.at(0).representation, []
+    now = stage.at(0).representation
     for scene in state.scene.scenes:
         scene._seen = Statistics(torch.ones(20), torch.ones(20), torch.zeros(20))
     state.scene.after_step(0, Streams(0, 0), now)

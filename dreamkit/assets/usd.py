@@ -245,25 +245,27 @@ def _laid_by(prim: Any) -> str:
 
 def _dressed(prim: Any, mesh: Mesh, path: Path, note: Note) -> Mesh:
     """The mesh with the constants and pictures of its material."""
-    surface, maps = _surface(prim), {}
+    surface, maps, bare = _surface(prim), {}, False
     for kind, name in INPUTS.items() if surface else ():
         given = surface.GetInput(name)
         shader, output = _source(given)
         if shader and shader.GetShaderId() == "UsdUVTexture" and mesh.uv is None:
-            note(f"{prim.GetPath()} has pictures, but no coordinates to lay them by: left out")
+            bare = True
         elif shader and shader.GetShaderId() == "UsdUVTexture":
             picture = _packed_picture(path, shader.GetInput("file").Get())
             channel = "rgb".find(output)
             colour = kind in ("texture", "normal_map")
             maps[kind] = picture if colour else np.ascontiguousarray(picture[..., max(channel, 0)])
-        elif not shader and kind in ("roughness", "metallic"):
+        elif shader is None and kind in ("roughness", "metallic"):
             plain = ROUGHNESS if kind == "roughness" else 0.0
             value = _said(given, FALLBACKS[kind])
             if abs(value - plain) > 1e-6:
                 maps[kind] = to_bytes(np.full((1, 1), value))
-        elif kind == "texture" and not shader and (mesh.colours is None or (given and given.Get() is not None)):
+        elif kind == "texture" and shader is None and (mesh.colours is None or (given and given.Get() is not None)):
             colour_ = to_display(np.array(_said(given, FALLBACKS[kind]), np.float32).clip(0, 1)).astype(np.float32)
             mesh = replace(mesh, colours=np.tile(colour_, (len(mesh.vertices), 1)))
+    if bare:
+        note(f"{prim.GetPath()} has pictures, but no coordinates to lay them by: left out")
     if maps and mesh.uv is None:
         mesh = replace(mesh, uv=np.full((len(mesh.vertices), 2), 0.5, np.float32))
     return replace(mesh, colours=None if "texture" in maps else mesh.colours, **maps)

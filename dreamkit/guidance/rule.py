@@ -353,7 +353,8 @@ def check(rule: Rule, prior: Prior, conditions: Iterable[str] = CONDITIONS) -> N
     if missing:
         who = "; ".join(f"{name!r} ({CAPABILITIES.get(name, 'no known prior has it')})" for name in missing)
         has = ", ".join(sorted(prior.capabilities)) or "no optional capability"
-        alone = f" Shown single views it may have more: --prior {prior.name}." if prior.views > 1 else ""
+        watched = "attention_maps" in missing and prior.views > 1  # which are not known by view
+        alone = f" Shown single views it may serve: --prior {prior.name}." if watched else ""
         raise InputError(
             f"this rule needs of its prior {who}, but the prior {prior.name!r} has {has}. "
             f"Choose another rule, or another prior with --prior.{alone}"
