@@ -19,7 +19,7 @@ from dreamkit import device as devices
 from dreamkit import frozen, loop
 from dreamkit.assets.files import READ
 from dreamkit.cameras import ring
-from dreamkit.compose import compose, editing, keeping, sketched, wants_sketch
+from dreamkit.compose import apart, compose, editing, keeping, sketched, wants_sketch
 from dreamkit.disk import check_folder, expanded, make_folder, write_whole
 from dreamkit.errors import InputError, RunError
 from dreamkit.export import Exported, Picture, Several, export_picture, file_names, write_film
@@ -116,6 +116,8 @@ def generate(
         if not begun[1]:  # by its name, so that a system's own settings of a mesh hold for a mesh file
             own = "mesh" if isinstance(own, MeshSurface) else "gaussians"
     recipe = sketched(compose(system, guidance, own, prior, steps, settings or {}), sketch)
+    if begun is None and sketch is None:
+        recipe = apart(recipe, prompt, steps)
     recipe = editing(keeping(recipe, keep, begun is not None), source_prompt, begun[1] if begun else None)
     recipe = frozen.with_files(recipe, lambda name: str(expanded(name).resolve()))  # to be resumed from anywhere
     Run.check(out, prompt, recipe)  # cheap mistakes first; then what cannot work is said before a folder is made
@@ -322,7 +324,7 @@ def _write(run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: N
     shown = [one.files[0].with_name(name) for one, name in zip(written, names, strict=True)]
     preview.stacked(shown, run.path / "preview.png")
     history = run.path / "images"
-    if isinstance(members(scene)[0], CanvasScene) and any(history.glob("step_*.png")):
+    if isinstance(scene.scenes[0], CanvasScene) and any(history.glob("step_*.png")):
         write_film(history, run.path / "history.gif")
     return Several(tuple(written))
 
@@ -331,7 +333,7 @@ def _each(scene: Scene, folder: Path) -> list[tuple[Scene, Path]]:
     """A scene and the folder for what is made of it; of particles each with one of its own in there. They are made."""
     found = [(scene, folder)]
     if isinstance(scene, ParticlesScene):
-        found = [(one, folder / f"particle_{number}") for number, one in enumerate(members(scene))]
+        found = [(one, folder / f"particle_{number}") for number, one in enumerate(scene.scenes)]
     for _, own in found:
         make_folder(own)
     return found

@@ -16,6 +16,7 @@ from dreamkit.guidance.levels import Uniform
 from dreamkit.guidance.rule import Rule
 from dreamkit.losses import Weighted
 from dreamkit.priors import Diffusers
+from dreamkit.prompts import related
 from dreamkit.recipe import Guide, Recipe, Stage, load, override
 from dreamkit.representations import REPRESENTATIONS
 from dreamkit.representations.canvas import Canvas
@@ -65,6 +66,25 @@ def compose(
     if steps is not None:
         recipe = with_steps(recipe, steps)
     return override(recipe, settings or {})
+
+
+def apart(recipe: Recipe, prompt: str, steps: int | None = None) -> Recipe:
+    """The recipe for a prompt of two things in a relation (`prompts.related`), if it makes such things apart
+    (`Recipe.joint_steps`): every stage for each of them, then one that has them together, with the settings that the
+    last one ends with. `steps` in all, if given. Any other recipe stays as it is.
+
+    What a prior hardly draws together, in few pixels, it may draw well alone (per-object guidance, as of GALA3D,
+    arXiv:2402.07207; where things stand is not asked of a language model here, but read in the prompt).
+    """
+    things = related(prompt) if recipe.joint_steps else None
+    several = any(stage.particles > 1 or isinstance(stage.representation, Canvas) for stage in recipe.stages)
+    if things is None or several:
+        return recipe
+    each = [replace(stage, things=things, steps=2 * stage.steps) for stage in recipe.stages]
+    last = recipe.stages[-1]
+    whole = replace(last.at(last.steps), steps=recipe.joint_steps)
+    recipe = replace(recipe, stages=(*each, whole))
+    return recipe if steps is None else with_steps(recipe, steps)
 
 
 def _of_one_side(stage: Stage) -> Stage:

@@ -6,12 +6,15 @@ else it is white. Its roughness, metallic and normal maps, each optional and of 
 the same texture coordinates; they are numbers, not colours, so they are linear.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 ROUGHNESS = 0.9
 """Of a surface without a map of it: chalk and clay, which show a colour as it is."""
+GUTTER = 16
+"""Texels around a texture that lies beside another one, like its edge, for readers that look between texels."""
 MAPS = ("texture", "roughness", "metallic", "normal_map")
 
 
@@ -74,12 +77,41 @@ class Mesh:
 
 def join(*meshes: Mesh) -> Mesh:
     """One mesh from several, keeping vertex colours (white where a part has none); textures and maps are not joined."""
-    offsets = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
     colours = [np.ones_like(m.vertices) if m.colours is None else m.colours for m in meshes]
-    return Mesh(
+    return Mesh(*_joined(meshes), np.concatenate(colours).astype(np.float32))
+
+
+def join_textured(*meshes: Mesh) -> Mesh:
+    """One mesh from several with textures, which come to lie side by side in one, GUTTER texels apart; so do the other
+    maps that all of them have.
+
+    Raises ValueError for a mesh without a texture, and for pictures that are not all of one size.
+    """
+    places = [m.uv for m in meshes if m.uv is not None and m.texture is not None]
+    if len(places) < len(meshes):
+        raise ValueError("join_textured joins meshes with textures, and one of these has none")
+    shared = [name for name in MAPS if all(name in m.maps for m in meshes)]
+    sizes = {m.maps[name].shape[:2] for m in meshes for name in shared}
+    if len(sizes) > 1:
+        raise ValueError(f"join_textured joins pictures of one size; these have {sorted(sizes)}")
+
+    def side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
+        edges = [(0, 0), (GUTTER, GUTTER)]
+        return np.concatenate([np.pad(p, [*edges, (0, 0)][: p.ndim], mode="edge") for p in pictures], axis=1)
+
+    ((_, width),) = sizes
+    each = width + 2 * GUTTER
+    places = [(uv * [width, 1] + [i * each + GUTTER, 0]) / [len(meshes) * each, 1] for i, uv in enumerate(places)]
+    maps = {name: side_by_side([m.maps[name] for m in meshes]) for name in shared}
+    return Mesh(*_joined(meshes), uv=np.concatenate(places).astype(np.float32), **maps)
+
+
+def _joined(meshes: Sequence[Mesh]) -> tuple[np.ndarray, np.ndarray]:
+    """The vertices and the faces of all."""
+    offsets = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
+    return (
         np.concatenate([m.vertices for m in meshes]).astype(np.float32),
         np.concatenate([m.faces + o for m, o in zip(meshes, offsets, strict=True)]).astype(np.int32),
-        np.concatenate(colours).astype(np.float32),
     )
 
 

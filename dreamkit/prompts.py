@@ -1,11 +1,13 @@
-"""Prompts: view words, and lists of prompts in files.
+"""Prompts: view words, two things in one prompt, and lists of prompts in files.
 
 View-dependent prompting (DreamFusion, arXiv:2209.14988, section 3.2): the prompt gets a suffix by where the camera
 stands. The words for the directions are the prior's (`Prior.directions`): a tuple of them goes round the object in
 equal sectors, counter-clockwise seen from above, the first centred on its front.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +19,10 @@ FOUR = ("front", "side", "back", "side")
 """DreamFusion's words, which most priors know."""
 EIGHT = ("front", "front left", "left side", "back left", "back", "back right", "right side", "front right")
 """Words that tell an object's left side (towards +y) from its right."""
+
+JOINTS = {"next to": ("next to", "beside", "and"), "on top of": ("on top of", "on")}
+"""How two things can stand to each other, and how each relation is said: the first is to the left of the second, seen
+from the front, or on it."""
 
 
 def view_of(azimuth_degrees: float, elevation_degrees: float, directions: Sequence[str] = FOUR) -> str:
@@ -40,6 +46,29 @@ def views_of(cameras: Cameras, directions: Sequence[str] = FOUR) -> list[str]:
 def with_view(prompt: str, view: str) -> str:
     """The prompt as the prior is asked for it from one side: "a red mug, front view"."""
     return f"{prompt}, {view} view"
+
+
+@dataclass(frozen=True)
+class Related:
+    """Two things that a prompt asks for, each in its own words, and how they stand to each other: one of JOINTS."""
+
+    first: str
+    relation: str
+    second: str
+
+
+def related(prompt: str) -> Related | None:
+    """The two things that a prompt asks for, such as "a red mug on top of a table"; None if it asks for something else.
+
+    The relation is one of JOINTS in any of its words, said once, and what stands behind it begins with an article: "a
+    red and white mug" and "a mug on wheels" are one thing, and so is whatever has several relations.
+    """
+    said = {words: relation for relation, ways in JOINTS.items() for words in ways}
+    words = "|".join(sorted(said, key=len, reverse=True))
+    parts = re.split(rf"\s({words})\s+(?=(?:a|an|one|the|another)\s)", " ".join(prompt.split()), flags=re.IGNORECASE)
+    if len(parts) != 3 or not parts[0]:
+        return None
+    return Related(parts[0], said[parts[1].lower()], parts[2])
 
 
 Guess = Callable[[str], Mapping[str, float]]

@@ -24,6 +24,7 @@ from dreamkit.errors import InputError, nearest
 from dreamkit.guidance.rule import Rule
 from dreamkit.losses import Weighted
 from dreamkit.priors.prior import PriorSpec
+from dreamkit.prompts import Related
 from dreamkit.representations.particles import Particles
 from dreamkit.representations.representation import Representation
 from dreamkit.schedule import Number, resolve
@@ -86,6 +87,10 @@ class Stage:
     source_prompt: str = ""
     """For rules that edit: what the scene is at the start of the stage, the source."""
 
+    things: Related | None = None
+    """Two things that are made each by itself, a step one of them, under its own words; the stage after puts them
+    together. What a prompt asks for comes in here (`compose.apart`)."""
+
     def __post_init__(self) -> None:
         _check_tuple("Stage.guides", self.guides, Guide)
         if not self.guides:
@@ -98,10 +103,14 @@ class Stage:
             raise InputError(
                 f"Stage.batch is a multiple of its cameras' group; got {self.batch} in groups of {self.cameras.group}."
             )
+        if self.things and self.particles > 1:
+            raise InputError(f"Stage.things are made each by itself, and have no particles; got {self.particles}.")
 
     @property
     def scenes(self) -> Representation:
-        """What the stage builds: the representation, or so many particles of it."""
+        """What the stage builds: the representation, so many particles of it, or one for each thing."""
+        if self.things:
+            return Particles(self.representation, 2, self.batch, self.things.relation)
         if self.particles == 1:
             return self.representation
         return Particles(self.representation, self.particles, self.cameras.group)
@@ -199,12 +208,16 @@ class Recipe:
     cadence: Cadence = field(default_factory=Cadence)
     propeller: Propeller | None = None
     """Takes several steps at once, where there are processors for them."""
+    joint_steps: int = 0
+    """Of a prompt of two things in a relation each is made by itself (`compose.apart`), and then so many steps see them
+    together; with 0 they are made as one."""
     description: str = ""
 
     def __post_init__(self) -> None:
         _check_tuple("Recipe.stages", self.stages, Stage)
         if not self.stages:
             raise InputError("a recipe needs at least one stage.")
+        _check_whole("Recipe.joint_steps", self.joint_steps, 0)
         if self.propeller and any(guide.rule.trains for stage in self.stages for guide in stage.guides):
             raise InputError(
                 "a propeller cannot drive a rule that trains or remembers something, such as VSD: its steps depend on "

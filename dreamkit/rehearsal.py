@@ -25,15 +25,20 @@ def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, 
             priors[guide.prior].check_prompt(prompt)
     for stage in recipe.stages:
         for guide in stage.guides:
-            check(guide.rule, priors[guide.prior], (*CONDITIONS, *(["source"] if stage.source_prompt else [])))
-            # Embedding all it will be asked for says now what it does not know, or finds too long.
             prior = priors[guide.prior]
-            views = ["overhead", *prior.directions] if stage.view_words else [None]
-            said = reworded(stage.debias, prompt, prior.directions) if stage.debias else None
-            view_conditions(prior, prompt, views, stage.negative_prompt, stage.source_prompt, said)
-            guide.rule.conditions(prior, prompt, ring(8), stage.view_words)
+            check(guide.rule, prior, (*CONDITIONS, *(["source"] if stage.source_prompt else [])))
+            for words in (stage.things.first, stage.things.second) if stage.things else (prompt,):
+                _check_words(guide, stage, prior, words)
             check_sight(guide, stage, prior)
     return priors
+
+
+def _check_words(guide: Guide, stage: Stage, prior: Prior, prompt: str) -> None:
+    """Embed all that the prior will be asked for, which says now what it does not know, or finds too long."""
+    views = ["overhead", *prior.directions] if stage.view_words else [None]
+    said = reworded(stage.debias, prompt, prior.directions) if stage.debias else None
+    view_conditions(prior, prompt, views, stage.negative_prompt, stage.source_prompt, said)
+    guide.rule.conditions(prior, prompt, ring(8), stage.view_words)
 
 
 def check_sight(guide: Guide, stage: Stage, prior: Prior) -> None:

@@ -12,7 +12,7 @@ from dreamkit.guidance.rule import Part
 from dreamkit.nest import flatten, unflatten
 from dreamkit.priors.prior import Prior
 from dreamkit.recipe import Recipe, Stage
-from dreamkit.representations.particles import Particles, ParticlesScene, alike
+from dreamkit.representations.particles import Particles, ParticlesScene, alike, arranged
 from dreamkit.representations.representation import Group, Representation, Scene, Startable, continued
 from dreamkit.run import Run
 from dreamkit.streams import Streams
@@ -131,13 +131,17 @@ def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pr
 
 
 def handed_over(scene: Scene, before: Representation, spec: Representation, seed: int, device: torch.device) -> Scene:
-    """The scene as one of `spec`: with the same contents if it is of that kind already and they fit, else converted.
+    """The scene as one of `spec`: with the same contents if it is of that kind already and they fit, else converted;
+    two things that were made apart are put together.
 
     Raises ValueError for contents that do not fit and cannot be converted, RunError for an empty scene, InputError for
     a kind that cannot start from another.
     """
     streams = Streams(seed, -1)
     if isinstance(scene, ParticlesScene) and isinstance(before, Particles) and not isinstance(spec, Particles):
+        if before.relation:
+            whole = arranged(scene.scenes, before.relation, device, streams)
+            return startable(spec, before.base).from_scene(whole, device, streams)
         scene, before = scene.scenes[0], before.base
     if alike(spec, before):
         return continued(spec, scene, device, streams)

@@ -22,6 +22,7 @@ from dreamkit.priors.language import reworded
 from dreamkit.priors.prior import Condition, Prior, view_conditions
 from dreamkit.prompts import views_of
 from dreamkit.recipe import Guide, Stage
+from dreamkit.representations.particles import ParticlesScene
 from dreamkit.schedule import fixed
 from dreamkit.state import State, carried
 from dreamkit.streams import Streams
@@ -66,7 +67,7 @@ def differentiate(stage: Stage, state: State, task: Task) -> dict[str, Any]:
             own = streams.within(f"guide{number}")
             x = _encoded(prior, clipped(seen(images, guide), fixed(guide.clip)), guide, own)
         with clock("prior"):
-            conditions = _conditions(now, guide, prior, task.prompt, cameras)
+            conditions = _conditions(now, guide, prior, _words(now, state, task, streams), cameras)
             parts = state.parts.get(f"guide{number}")
             where = Geometry(cameras, images.depth.detach(), images.alpha.detach())
             others = {} if source is None else {"source": _encoded(prior, seen(source, guide), guide, own).detach()}
@@ -91,6 +92,15 @@ def differentiate(stage: Stage, state: State, task: Task) -> dict[str, Any]:
         "skipped": bad,
         "seconds": clock.seconds,
     }
+
+
+def _words(now: Stage, state: State, task: Task, streams: Streams) -> str:
+    """What the step's pictures are to show: the prompt, or the one of its things that they are of."""
+    if now.things is None:
+        return task.prompt
+    assert isinstance(state.scene, ParticlesScene)
+    (shown,) = state.scene.order(now.batch, streams)
+    return (now.things.first, now.things.second)[shown]
 
 
 def _conditions(now: Stage, guide: Guide, prior: Prior, prompt: str, cameras: Cameras) -> dict[str, Condition]:

@@ -10,7 +10,9 @@ Made for the toybox prior, which knows an object from eight sides by name and dr
   in the light of the prior's world, so that shades make its shape, and not stains;
 - what the mesh is to look like are pictures denoised in several steps. SDS asks for the mean of all that a noisy
   picture may be, which has no doors and no edges;
-- the prior sees four views of the object together, so that what it asks of one fits the others.
+- the prior sees four views of the object together, so that what it asks of one fits the others;
+- of two things ("a red mug on top of a white table") each is made by itself, as the prior draws them well alone and
+  hardly together.
 """
 
 from dataclasses import replace
@@ -66,4 +68,5 @@ recipe = Recipe(
     stages=(coarse, fine),
     export=Export(grid_resolution=96, face_budget=10_000, texture_size=1024, unwrap_seconds=20.0),
     cadence=Cadence(log=10, checkpoint=100, preview=50),
+    joint_steps=1,
 )

@@ -9,12 +9,13 @@ import torch
 from dreamkit import pages
 from dreamkit.disk import check_folder, expanded, make_folder, write_whole
 from dreamkit.errors import InputError
+from dreamkit.prompts import JOINTS
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
 from dreamkit.toybox.answers import arrangement_of
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
 from dreamkit.toybox.pictures import Pool, cast_pool, shade
-from dreamkit.toybox.world import COLOURS, JOINTS, MATERIALS, RELATIONS, Asked, Pair, Thing
+from dreamkit.toybox.world import COLOURS, MATERIALS, RELATIONS, Asked, Pair, Thing
 
 
 def words() -> dict[str, str]:

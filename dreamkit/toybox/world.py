@@ -7,6 +7,7 @@ the world is procedural, the true mesh for a prompt is known.
 
 import itertools
 import random
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,7 +18,7 @@ from dreamkit.cameras import Orbit
 from dreamkit.errors import InputError, nearest
 from dreamkit.kernels.query import surface
 from dreamkit.meshes import Mesh, join
-from dreamkit.prompts import EIGHT, FOUR
+from dreamkit.prompts import EIGHT, FOUR, JOINTS
 from dreamkit.toybox.kinds import KINDS, RGB, SUPPORTS, Paint, Trim
 
 RADIUS = 0.8
@@ -43,8 +44,7 @@ MATERIALS = ("matte", "shiny", "striped", "checkered")
 STRIPE, CHECK = 0.16, 0.22
 """Height of a stripe and side of a check, world units."""
 
-RELATIONS = ("next to", "on top of")
-"""Of two things: the first stands to the left of the second, seen from the front; or on it."""
+RELATIONS = tuple(JOINTS)
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,6 @@ def _painted(piece: Piece, thing: Thing) -> Mesh:
 
 FORMS = ("a {colour} {kind}", "{colour} {kind}", "the {colour} {kind}", "one {colour} {kind}", "a {kind} in {colour}")
 PARTIAL = ("a {kind}", "{kind}", "something {colour}")
-JOINTS = {"next to": ("next to", "beside", "and"), "on top of": ("on top of", "on")}
-"""How each relation is said, the first mostly."""
 EXACT = 0.85
 """How often captions say a view in the exact one of its two words."""
 
@@ -218,11 +216,10 @@ def named(prompt: str) -> Asked | None:
     words = prompt.lower().replace(",", " ").split()
     text = " ".join(word for word in words if word not in ("a", "an", "the", "one"))
     for relation, ways in JOINTS.items():
-        for way in ways:
-            left, joint, right = text.partition(f" {way} ")
-            one, two = _thing(left), _thing(right)
+        for found in (found for way in ways for found in re.finditer(f" {way} ", text)):  # "red and blue" is no pair
+            one, two = _thing(text[: found.start()]), _thing(text[found.end() :])
             stands = relation != "on top of" or (two is not None and two.kind in SUPPORTS)
-            if joint and one and two and one.kind != two.kind and stands:
+            if one and two and one.kind != two.kind and stands:
                 return Pair(one, relation, two)
     return _thing(text)
 
