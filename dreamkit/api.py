@@ -29,7 +29,7 @@ from dreamkit.meshes import Mesh
 from dreamkit.priors import Prior
 from dreamkit.propeller import propelled
 from dreamkit.recipe import Export as ExportSettings
-from dreamkit.recipe import Recipe, load, override
+from dreamkit.recipe import Recipe, Stage, load, override
 from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.representations.canvas import CanvasScene
 from dreamkit.representations.gaussians import holds_splats, in_file
@@ -38,7 +38,7 @@ from dreamkit.representations.particles import ParticlesScene, members
 from dreamkit.representations.representation import Representation, Scene, Solid, Volume
 from dreamkit.run import Run, file_digests
 from dreamkit.settings import replaced
-from dreamkit.state import Start, restore, stage_of
+from dreamkit.state import Start, restore, stage_of, whole
 from dreamkit.streams import Streams
 
 Note = Callable[[str], None]
@@ -85,7 +85,9 @@ def generate(
     """From a prompt to a textured mesh on disk: one run, from start to finish.
 
     Args:
-        prompt: what to make; the toybox prior knows a small world and says so.
+        prompt: what to make; the toybox prior knows a small world and says so. Of two things ("a red mug on top of a
+            white table") the default system makes each by itself, where nothing is there to start from
+            (`compose.apart`).
         system: a name that `dreamkit list systems` shows, or the path of a .py file; by default "toybox", or
             "dreamfusion" when another prior is asked for.
         guidance, representation, prior: replace the system's own; a prior is "toybox", a diffusers folder or a hub id.
@@ -117,7 +119,7 @@ def generate(
             own = "mesh" if isinstance(own, MeshSurface) else "gaussians"
     recipe = sketched(compose(system, guidance, own, prior, steps, settings or {}), sketch)
     if begun is None and sketch is None:
-        recipe = apart(recipe, prompt, steps)
+        recipe = apart(recipe, prompt)
     recipe = editing(keeping(recipe, keep, begun is not None), source_prompt, begun[1] if begun else None)
     recipe = frozen.with_files(recipe, lambda name: str(expanded(name).resolve()))  # to be resumed from anywhere
     Run.check(out, prompt, recipe)  # cheap mistakes first; then what cannot work is said before a folder is made
@@ -166,7 +168,7 @@ def export(
     found = Run.open(path)
     recipe = override(found.recipe, {f"export.{key}": value for key, value in (settings or {}).items()})
     with Run.resume(path) as run:
-        scene, _ = _scene(run, chosen)
+        scene, _ = _asset(run, chosen)
         if settings and isinstance(members(scene)[0], CanvasScene):
             raise InputError(f"{path} made a picture: it is written as picture.png, and there is nothing to set.")
         exported = _write(run, scene, recipe, chosen, note)
@@ -218,7 +220,7 @@ def render(path: str | Path, *, views: int = 8, size: int = 256, elevation: floa
             f"got {views} of {size} pixels, from {elevation:g} degrees."
         )
     run = Run.open(path)
-    scene, step = _scene(run, devices.choose(device))
+    scene, step, _ = _scene(run, devices.choose(device))
     folder = run.path / "images" / f"render_{step:06d}_{views}x{size}_{elevation:g}"
     cameras = ring(views, elevation_degrees=elevation, size=size)
     for one, own in _each(scene, folder):
@@ -267,8 +269,7 @@ def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
         spec: Representation = in_file(full) if holds_splats(full) else from_file(full)
         return Start(spec.build(device, Streams(0, -1)), spec), ""
     run = Run.open(path)
-    scene, step = _scene(run, device)
-    stage, _ = stage_of(run.recipe, max(step - 1, 0))
+    scene, stage = _asset(run, device)
     return Start(members(scene)[0], stage.representation), run.prompt
 
 
@@ -363,8 +364,22 @@ def _write_one(
     return exported
 
 
-def _scene(run: Run, device: torch.device) -> tuple[Scene, int]:
+def _scene(run: Run, device: torch.device) -> tuple[Scene, int, Stage]:
+    """The scene of a run's last checkpoint, the step it is of and the stage that made it."""
     state = restore(run.recipe, run, device)
     if state is None:
         raise InputError(f"{run.path} has no checkpoint yet. Go on with it: dreamkit resume {run.path}")
-    return state.scene, state.step
+    stage, _ = stage_of(run.recipe, max(state.step - 1, 0))
+    return whole(state.scene, stage, device), state.step, stage
+
+
+def _asset(run: Run, device: torch.device) -> tuple[Scene, Stage]:
+    """The scene of a run's last checkpoint, and the stage that made it. Raises InputError if it is of two things that
+    cannot be put together yet."""
+    scene, step, stage = _scene(run, device)
+    if stage.things and isinstance(scene, ParticlesScene):
+        raise InputError(
+            f"{run.path} makes {stage.things.first!r} and {stage.things.second!r} apart, and at step {step} they are "
+            f"not meshes yet, which could be put together. Go on with it: dreamkit resume {run.path}"
+        )
+    return scene, stage

@@ -1,4 +1,4 @@
-"""Recipes from names: a system with parts replaced, geometry kept, sketches, sources to edit."""
+"""Recipes from names: a system with parts replaced, two things made apart, geometry kept, sketches, sources to edit."""
 
 import os
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dreamkit import frozen
 from dreamkit.disk import expanded
 from dreamkit.errors import InputError, nearest
 from dreamkit.guidance import rules
@@ -20,6 +21,7 @@ from dreamkit.prompts import related
 from dreamkit.recipe import Guide, Recipe, Stage, load, override
 from dreamkit.representations import REPRESENTATIONS
 from dreamkit.representations.canvas import Canvas
+from dreamkit.representations.gaussians.start import Points
 from dreamkit.representations.mesh import MeshSurface
 from dreamkit.representations.representation import Representation
 from dreamkit.representations.sketch import Sketch, queries
@@ -62,29 +64,36 @@ def compose(
         new = replace(stage, representation=kept, guides=tuple(changed_guide(guide) for guide in stage.guides))
         return _of_one_side(new) if isinstance(kept, Canvas) else new
 
-    recipe = replace(recipe, stages=tuple(changed(stage) for stage in recipe.stages))
+    # What is said of a prior's pairs is said of the system's own.
+    pairs = recipe.apart and prior in (None, "toybox")
+    recipe = replace(recipe, stages=tuple(changed(stage) for stage in recipe.stages), apart=pairs)
     if steps is not None:
         recipe = with_steps(recipe, steps)
     return override(recipe, settings or {})
 
 
-def apart(recipe: Recipe, prompt: str, steps: int | None = None) -> Recipe:
+def apart(recipe: Recipe, prompt: str) -> Recipe:
     """The recipe for a prompt of two things in a relation (`prompts.related`), if it makes such things apart
-    (`Recipe.joint_steps`): every stage for each of them, then one that has them together, with the settings that the
-    last one ends with. `steps` in all, if given. Any other recipe stays as it is.
+    (`Recipe.apart`): every stage for each of them. Steps stay as many, and show both.
 
     What a prior hardly draws together, in few pixels, it may draw well alone (per-object guidance, as of GALA3D,
     arXiv:2402.07207; where things stand is not asked of a language model here, but read in the prompt).
+
+    Any other recipe stays as it is, and so does one that does not end with a mesh, which is what can be put together,
+    that has particles, or that begins with a file or with points.
     """
-    things = related(prompt) if recipe.joint_steps else None
-    several = any(stage.particles > 1 or isinstance(stage.representation, Canvas) for stage in recipe.stages)
-    if things is None or several:
+    things = related(prompt) if recipe.apart else None
+    joins = isinstance(recipe.stages[-1].representation, MeshSurface)
+    if things is None or not joins or not all(map(_begins_by_itself, recipe.stages)):
         return recipe
-    each = [replace(stage, things=things, steps=2 * stage.steps) for stage in recipe.stages]
-    last = recipe.stages[-1]
-    whole = replace(last.at(last.steps), steps=recipe.joint_steps)
-    recipe = replace(recipe, stages=(*each, whole))
-    return recipe if steps is None else with_steps(recipe, steps)
+    return replace(recipe, stages=tuple(replace(stage, things=things) for stage in recipe.stages))
+
+
+def _begins_by_itself(stage: Stage) -> bool:
+    """Whether a stage makes one scene, of nothing that was there before."""
+    source, start = (getattr(stage.representation, name, None) for name in ("source", "start"))
+    begun = source or isinstance(start, Points) or frozen.files((start, stage.losses))
+    return stage.particles == 1 and not begun
 
 
 def _of_one_side(stage: Stage) -> Stage:

@@ -71,6 +71,18 @@ def with_files(value: Any, change: Callable[[str], str]) -> Any:
     return value if all(new[name] is held[name] for name in held) else dataclasses.replace(value, **new)
 
 
+def files(value: Any) -> list[str]:
+    """The names of all files in the tree, as `with_files` finds them."""
+    found: list[str] = []
+
+    def look(name: str) -> str:
+        found.append(name)
+        return name
+
+    with_files(value, look)
+    return found
+
+
 def build(cls: type, items: dict[str, Any], where: str) -> Any:
     """`cls(**items)`; what the class says against it becomes an InputError."""
     try:

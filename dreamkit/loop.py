@@ -26,7 +26,7 @@ from dreamkit.representations.canvas import CanvasScene
 from dreamkit.representations.particles import ParticlesScene
 from dreamkit.representations.representation import Scene
 from dreamkit.run import Run
-from dreamkit.state import Start, State, fresh, handed_over, restore, save, stage_of
+from dreamkit.state import Start, State, fresh, handed_over, restore, save, stage_of, whole
 from dreamkit.step import Take, Task, take_step
 
 PATIENCE = 3
@@ -45,7 +45,7 @@ def optimise(
     start: Start | None = None,
     take: Take | None = None,
 ) -> Scene:
-    """Run the recipe to its end, from the run's newest checkpoint if there is one, and return the scene.
+    """Run the recipe to its end, from the run's newest checkpoint if there is one, and return the scene, `whole`.
 
     Without a checkpoint it begins with the scene of `start`, or else with a fresh one. `priors` are what `load_priors`
     made of the recipe; `take` takes a step, or several, in the place of `take_step`. Raises RunError if the run stops
@@ -75,7 +75,7 @@ def optimise(
                 if state.step < recipe.steps and not state.skipped:
                     save(run, state)
                 raise KeyboardInterrupt
-    return state.scene
+    return whole(state.scene, recipe.stages[-1], device)
 
 
 def _begin(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Prior], start: Start | None) -> State:

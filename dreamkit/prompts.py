@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dreamkit.cameras import Cameras
-from dreamkit.errors import InputError
+from dreamkit.errors import InputError, nearest
 
 FOUR = ("front", "side", "back", "side")
 """DreamFusion's words, which most priors know."""
@@ -56,17 +56,24 @@ class Related:
     relation: str
     second: str
 
+    def __post_init__(self) -> None:
+        if self.relation not in JOINTS:
+            raise InputError(f"things have no relation {self.relation!r}. {nearest(str(self.relation), JOINTS)}")
+
 
 def related(prompt: str) -> Related | None:
     """The two things that a prompt asks for, such as "a red mug on top of a table"; None if it asks for something else.
 
-    The relation is one of JOINTS in any of its words, said once, and what stands behind it begins with an article: "a
-    red and white mug" and "a mug on wheels" are one thing, and so is whatever has several relations.
+    The relation is one of JOINTS in any of its words, said once. "on" and "and" say many other things, so behind them
+    an indefinite article is wanted: "a red and white mug", "a mug on wheels" and "a mug on the left" are one thing. "A
+    red and a blue mug" may be one as well, and a list of things are more than two: they are left as they are.
     """
     said = {words: relation for relation, ways in JOINTS.items() for words in ways}
-    words = "|".join(sorted(said, key=len, reverse=True))
-    parts = re.split(rf"\s({words})\s+(?=(?:a|an|one|the|another)\s)", " ".join(prompt.split()), flags=re.IGNORECASE)
-    if len(parts) != 3 or not parts[0]:
+    ways = "|".join(rf"{words}(?=\s(?:a|an|one)\s)" if words in ("on", "and") else words for words in said)
+    parts = re.split(rf",?\s({ways})\s", " ".join(prompt.split()), flags=re.IGNORECASE)
+    if len(parts) != 3 or not parts[0] or not parts[2] or "," in parts[0]:
+        return None
+    if parts[1].lower() == "and" and len(parts[0].split()) < len(parts[2].split()):
         return None
     return Related(parts[0], said[parts[1].lower()], parts[2])
 

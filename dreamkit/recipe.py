@@ -25,6 +25,7 @@ from dreamkit.guidance.rule import Rule
 from dreamkit.losses import Weighted
 from dreamkit.priors.prior import PriorSpec
 from dreamkit.prompts import Related
+from dreamkit.representations.mesh import MeshSurface
 from dreamkit.representations.particles import Particles
 from dreamkit.representations.representation import Representation
 from dreamkit.schedule import Number, resolve
@@ -88,8 +89,8 @@ class Stage:
     """For rules that edit: what the scene is at the start of the stage, the source."""
 
     things: Related | None = None
-    """Two things that are made each by itself, a step one of them, under its own words; the stage after puts them
-    together. What a prompt asks for comes in here (`compose.apart`)."""
+    """Two things that are made each by itself, both at every step, `batch` pictures of each, under their own words
+    (`compose.apart`); at the end they are put together (`state.whole`)."""
 
     def __post_init__(self) -> None:
         _check_tuple("Stage.guides", self.guides, Guide)
@@ -110,7 +111,7 @@ class Stage:
     def scenes(self) -> Representation:
         """What the stage builds: the representation, so many particles of it, or one for each thing."""
         if self.things:
-            return Particles(self.representation, 2, self.batch, self.things.relation)
+            return Particles(self.representation, 2)
         if self.particles == 1:
             return self.representation
         return Particles(self.representation, self.particles, self.cameras.group)
@@ -208,16 +209,19 @@ class Recipe:
     cadence: Cadence = field(default_factory=Cadence)
     propeller: Propeller | None = None
     """Takes several steps at once, where there are processors for them."""
-    joint_steps: int = 0
-    """Of a prompt of two things in a relation each is made by itself (`compose.apart`), and then so many steps see them
-    together; with 0 they are made as one."""
+    apart: bool = False
+    """Whether the things of a prompt such as "a red mug on top of a table" are made each by itself and then put
+    together, which takes twice the time; `compose.apart` says when."""
     description: str = ""
 
     def __post_init__(self) -> None:
         _check_tuple("Recipe.stages", self.stages, Stage)
         if not self.stages:
             raise InputError("a recipe needs at least one stage.")
-        _check_whole("Recipe.joint_steps", self.joint_steps, 0)
+        if len({stage.things for stage in self.stages}) > 1:
+            raise InputError("two things are made apart in all stages of a recipe, or in none.")
+        if self.stages[-1].things and not isinstance(self.stages[-1].representation, MeshSurface):
+            raise InputError("two things that are made apart are meshes in the last stage, to be put together.")
         if self.propeller and any(guide.rule.trains for stage in self.stages for guide in stage.guides):
             raise InputError(
                 "a propeller cannot drive a rule that trains or remembers something, such as VSD: its steps depend on "

@@ -348,20 +348,15 @@ class _Damaged(Exception):
 
 def file_digests(recipe: Recipe) -> dict[str, str]:
     """blake2b of every file that a recipe names (of a folder: of the files in it); "" for one that is not there."""
-    found: dict[str, str] = {}
+    return {name: _file_digest(name) for name in frozen.files(recipe)}
 
-    def look(name: str) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        files = (
-            [Path(name)] if os.path.isfile(name) else sorted(file for file in Path(name).rglob("*") if file.is_file())
-        )
-        for file in files:
-            digest.update(file.read_bytes())
-        found[name] = digest.hexdigest() if files else ""
-        return name
 
-    frozen.with_files(recipe, look)
-    return found
+def _file_digest(name: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    files = [Path(name)] if os.path.isfile(name) else sorted(file for file in Path(name).rglob("*") if file.is_file())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if files else ""
 
 
 def _digest(data: bytes, facts: Any) -> str:

@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamkit.assets.arrange import arrange
+from dreamkit.assets.prepare import Placement
 from dreamkit.errors import InputError, RunError, out_of_memory
 from dreamkit.guidance.rule import Part
 from dreamkit.nest import flatten, unflatten
 from dreamkit.priors.prior import Prior
 from dreamkit.recipe import Recipe, Stage
-from dreamkit.representations.particles import Particles, ParticlesScene, alike, arranged
+from dreamkit.representations.mesh import MeshScene, MeshSurface
+from dreamkit.representations.paint import Texture
+from dreamkit.representations.particles import Particles, ParticlesScene, alike, members
 from dreamkit.representations.representation import Group, Representation, Scene, Startable, continued
 from dreamkit.run import Run
 from dreamkit.streams import Streams
@@ -131,21 +135,31 @@ def restore(recipe: Recipe, run: Run, device: torch.device, priors: dict[Any, Pr
 
 
 def handed_over(scene: Scene, before: Representation, spec: Representation, seed: int, device: torch.device) -> Scene:
-    """The scene as one of `spec`: with the same contents if it is of that kind already and they fit, else converted;
-    two things that were made apart are put together.
+    """The scene as one of `spec`: with the same contents if it is of that kind already and they fit, else converted.
 
     Raises ValueError for contents that do not fit and cannot be converted, RunError for an empty scene, InputError for
     a kind that cannot start from another.
     """
     streams = Streams(seed, -1)
     if isinstance(scene, ParticlesScene) and isinstance(before, Particles) and not isinstance(spec, Particles):
-        if before.relation:
-            whole = arranged(scene.scenes, before.relation, device, streams)
-            return startable(spec, before.base).from_scene(whole, device, streams)
         scene, before = scene.scenes[0], before.base
     if alike(spec, before):
         return continued(spec, scene, device, streams)
     return startable(spec, before).from_scene(scene, device, streams)
+
+
+def whole(scene: Scene, stage: Stage, device: torch.device) -> Scene:
+    """What a stage made of the scene, as one: two things (`Stage.things`) that are meshes come to stand where they
+    belong (`assets.arrange`). Any other scene stays as it is. Raises RunError if one has no extent any more."""
+    spec, things = stage.representation, members(scene)
+    if stage.things is None or not isinstance(spec, MeshSurface):
+        return scene
+    first, second = (one.mesh() for one in things if isinstance(one, MeshScene))
+    try:
+        mesh = arrange(first, stage.things.relation, second, spec.radius)
+    except InputError as error:
+        raise RunError(f"the two things cannot be put together: {error}") from error
+    return replace(spec, paint=Texture()).of(mesh, Placement(), device, Streams(0, -1))
 
 
 def startable(spec: Representation, before: Representation) -> Startable:

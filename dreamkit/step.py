@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from dreamkit.priors.language import reworded
 from dreamkit.priors.prior import Condition, Prior, view_conditions
 from dreamkit.prompts import views_of
 from dreamkit.recipe import Guide, Stage
-from dreamkit.representations.particles import ParticlesScene
+from dreamkit.representations.particles import members
+from dreamkit.representations.representation import Scene
 from dreamkit.schedule import fixed
 from dreamkit.state import State, carried
 from dreamkit.streams import Streams
@@ -51,40 +52,19 @@ def take_step(stage: Stage, state: State, task: Task) -> dict[str, Any]:
 
 def differentiate(stage: Stage, state: State, task: Task) -> dict[str, Any]:
     """The gradients of a step, left in the scene's parameters. Returns figures; "skipped" names what is not finite."""
-    local, clock = state.step - state.first, Clock()
-    now, streams = stage.at(local), state.streams(task.seed)
-    cameras = cameras_of(now, streams)
-    with clock("render"):
-        normals = any(guide.sees == "normal" for guide in now.guides) or needs_normals(now.losses)
-        images = state.scene.render(cameras, streams, now=now.representation, normals=normals)
-        source = _source(state, cameras, streams, now, normals)
-    losses: dict[str, Tensor] = {}
-    figures: dict[str, Any] = {}
-    for number, guide in enumerate(now.guides):
-        prior = task.priors[guide.prior]
-        with clock("encode"):
-            # Each guide looks with levels and noise of its own.
-            own = streams.within(f"guide{number}")
-            x = _encoded(prior, clipped(seen(images, guide), fixed(guide.clip)), guide, own)
-        with clock("prior"):
-            conditions = _conditions(now, guide, prior, _words(now, state, task, streams), cameras)
-            parts = state.parts.get(f"guide{number}")
-            where = Geometry(cameras, images.depth.detach(), images.alpha.detach())
-            others = {} if source is None else {"source": _encoded(prior, seen(source, guide), guide, own).detach()}
-            guidance = gradient(guide.rule, prior, x, conditions, own, local / stage.steps, others, parts, where)
-        # The one reduction: a sum over each view, a mean over the views.
-        losses[f"guide{number}"] = fixed(guide.weight) * (guidance.gradient * x).sum() / len(x)
-        figures[f"guide{number}"] = guidance.figures
-    for term in now.losses:
-        losses[term.name] = losses.get(term.name, 0.0) + term(images, state.scene)
+    progress, clock = (state.step - state.first) / stage.steps, Clock()
+    now, streams = stage.at(state.step - state.first), state.streams(task.seed)
+    looks = [_look(now, show, state, task, progress, clock) for show in _shows(now, state, task.prompt, streams)]
+    losses = {name: loss for look in looks for name, loss in look.losses.items()}
+    figures = {name: guide for look in looks for name, guide in look.figures.items()}
     groups = state.scene.parameters(now.representation)
     with clock("backward"):
         for group in groups:
             for parameter in group["params"]:
                 parameter.grad = None
         torch.stack(list(losses.values())).sum().backward()
-    bad = _not_finite(losses, groups) + [n for n, f in figures.items() if f["dropped"] == len(cameras)]
-    alpha = images.alpha.detach()
+    bad = _not_finite(losses, groups) + [n for n, f in figures.items() if f["dropped"] == now.batch]
+    alpha = torch.cat([look.alpha for look in looks])
     return figures | {
         "losses": {name: loss.item() for name, loss in losses.items()},
         "coverage": alpha.mean().item(),
@@ -94,13 +74,66 @@ def differentiate(stage: Stage, state: State, task: Task) -> dict[str, Any]:
     }
 
 
-def _words(now: Stage, state: State, task: Task, streams: Streams) -> str:
-    """What the step's pictures are to show: the prompt, or the one of its things that they are of."""
+class _Show(NamedTuple):
+    """What a step shows to the guides: a scene, what it was at the start of the stage for rules that edit, and its
+    words."""
+
+    scene: Scene
+    source: Scene | None
+    prompt: str
+    streams: Streams
+    name: str = ""
+    """At the end of the names of its losses and figures."""
+
+
+class _Look(NamedTuple):
+    """What is said of it: losses and figures by name, and its opacity [B, 1, H, W]."""
+
+    losses: dict[str, Tensor]
+    figures: dict[str, Any]
+    alpha: Tensor
+
+
+def _shows(now: Stage, state: State, prompt: str, streams: Streams) -> list[_Show]:
+    """The scene, or each of two things, under its own words and with random numbers of its own."""
     if now.things is None:
-        return task.prompt
-    assert isinstance(state.scene, ParticlesScene)
-    (shown,) = state.scene.order(now.batch, streams)
-    return (now.things.first, now.things.second)[shown]
+        return [_Show(state.scene, state.source, prompt, streams)]
+    (first, second), sources = members(state.scene), [None, None] if state.source is None else members(state.source)
+    return [
+        _Show(first, sources[0], now.things.first, streams),
+        _Show(second, sources[1], now.things.second, streams.within("second"), "/second"),
+    ]
+
+
+def _look(now: Stage, show: _Show, state: State, task: Task, progress: float, clock: "Clock") -> _Look:
+    """Render a scene, and ask the guides and the losses."""
+    streams, cameras = show.streams, cameras_of(now, show.streams)
+    with clock("render"):
+        normals = any(guide.sees == "normal" for guide in now.guides) or needs_normals(now.losses)
+        images = show.scene.render(cameras, streams, now=now.representation, normals=normals)
+        source = _source(show.source, cameras, streams, now, normals)
+    losses: dict[str, Tensor] = {}
+    figures: dict[str, Any] = {}
+    for number, guide in enumerate(now.guides):
+        prior = task.priors[guide.prior]
+        with clock("encode"):
+            # Each guide looks with levels and noise of its own.
+            own = streams.within(f"guide{number}")
+            x = _encoded(prior, clipped(seen(images, guide), fixed(guide.clip)), guide, own)
+        with clock("prior"):
+            conditions = _conditions(now, guide, prior, show.prompt, cameras)
+            parts = state.parts.get(f"guide{number}")
+            where = Geometry(cameras, images.depth.detach(), images.alpha.detach())
+            others = {} if source is None else {"source": _encoded(prior, seen(source, guide), guide, own).detach()}
+            guidance = gradient(guide.rule, prior, x, conditions, own, progress, others, parts, where)
+        # The one reduction: a sum over each view, a mean over the views.
+        name = f"guide{number}{show.name}"
+        losses[name] = fixed(guide.weight) * (guidance.gradient * x).sum() / len(x)
+        figures[name] = guidance.figures
+    for term in now.losses:
+        name = f"{term.name}{show.name}"
+        losses[name] = losses.get(name, 0.0) + term(images, show.scene)
+    return _Look(losses, figures, images.alpha.detach())
 
 
 def _conditions(now: Stage, guide: Guide, prior: Prior, prompt: str, cameras: Cameras) -> dict[str, Condition]:
@@ -164,11 +197,11 @@ def seen(images: Images, guide: Guide) -> Tensor:
 
 
 @torch.no_grad()
-def _source(state: State, cameras: Cameras, streams: Streams, now: Stage, normals: bool) -> Images | None:
+def _source(before: Scene | None, cameras: Cameras, streams: Streams, now: Stage, normals: bool) -> Images | None:
     """For rules that edit: the same views, light and background of the scene as it was at the start of the stage."""
-    if state.source is None:
+    if before is None:
         return None
-    return state.source.render(cameras, streams, now=now.representation, normals=normals)
+    return before.render(cameras, streams, now=now.representation, normals=normals)
 
 
 def _encoded(prior: Prior, picture: Tensor, guide: Guide, streams: Streams) -> Tensor:

@@ -1,4 +1,4 @@
-"""The default: Gaussians and then a mesh, under score distillation from the prior that ships; about a minute on a CPU.
+"""The default: Gaussians and then a mesh, under score distillation from the prior that ships; a minute or two on a CPU.
 
 Made for the toybox prior, which knows an object from eight sides by name and draws it in 64 x 64 pixels:
 
@@ -68,5 +68,5 @@ recipe = Recipe(
     stages=(coarse, fine),
     export=Export(grid_resolution=96, face_budget=10_000, texture_size=1024, unwrap_seconds=20.0),
     cadence=Cadence(log=10, checkpoint=100, preview=50),
-    joint_steps=1,
+    apart=True,
 )

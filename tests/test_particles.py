@@ -145,7 +145,7 @@ def test_every_particle_of_canvases_is_written_and_the_preview_shows_all(tmp_pat
     assert cli.main(given) == 0
     assert all((tmp_path / "run" / f"particle_{i}" / "picture.png").exists() for i in range(2))
     run = Run.open(tmp_path / "run")
-    scene, _ = api._scene(run, CPU)
+    scene, _, _ = api._scene(run, CPU)
     assert loop.four_views(scene).shape == (3, 16, 8)
     assert picture(run.path / "preview.png").shape == (16, 8, 3)
     assert iio.imread(run.path / "history.gif").shape == (1, 16, 8, 3)  # the preview of step 3, of all

@@ -59,7 +59,7 @@ from dreamkit.representations.representation import (
     Volume,
     at_end,
 )
-from dreamkit.representations.surface import textured
+from dreamkit.representations.surface import baked, surface_of
 from dreamkit.schedule import Number, check_rates, fixed
 from dreamkit.streams import Streams
 from dreamkit.triangles import directions, summed, unique_edges
@@ -130,12 +130,15 @@ class MeshSurface:
 
         Raises RunError if there is nothing, InputError for a scene that is neither.
         """
-        size = self.texture_size if isinstance(self.paint, Network) else self.paint.size
-        mesh = textured(scene, self.face_budget, self.grid_resolution, size, device)
+        mesh, _ = surface_of(scene, self.face_budget, self.grid_resolution)
+        assert isinstance(scene, Solid | Volume)
+        if mesh.texture is None:
+            size = self.texture_size if isinstance(self.paint, Network) else self.paint.size
+            mapped, _ = with_texture_coordinates(mesh, size)
+            mesh = baked(scene, mapped, size, device)
         placement = scene.placement if isinstance(scene, MeshScene) else Placement()
         source = replace(mesh, vertices=placement.to_source(mesh.vertices))
         new = self.of(source, placement, device, streams)
-        assert isinstance(scene, Solid | Volume)
         new.learn_paint(scene, streams)
         return new
 

@@ -4,21 +4,15 @@ Variational Score Distillation (ProlificDreamer, arXiv:2305.16213) is made for a
 the prior has in mind, and repulsion needs company. At every step some of them are rendered and changed.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dreamkit.assets.arrange import arrange
-from dreamkit.assets.prepare import Placement
 from dreamkit.cameras import Cameras
 from dreamkit.images import Images, RaySamples
-from dreamkit.representations.mesh import MeshScene, MeshSurface
-from dreamkit.representations.paint import Texture
 from dreamkit.representations.representation import Colour, Group, Representation, Scene, continued
-from dreamkit.representations.surface import textured
 from dreamkit.streams import Streams
 
 
@@ -26,14 +20,12 @@ from dreamkit.streams import Streams
 class Particles:
     """`count` scenes of the specification `base`. A stage makes one of its own accord where it has many particles.
 
-    `together` pictures in a row of a batch show one particle: as many as the prior sees together. Particles with a
-    `relation` are the things of one prompt (`Stage.things`), which a single scene that starts from them puts together.
+    `together` pictures in a row of a batch show one particle: as many as the prior sees together.
     """
 
     base: Representation
     count: int
     together: int = 1
-    relation: str = ""
 
     def build(self, device: torch.device | str, streams: Streams) -> "ParticlesScene":
         """Fresh scenes, each from streams of its own."""
@@ -119,16 +111,6 @@ class ParticlesScene:
             raise ValueError(f"{len(self.scenes)} particles cannot take over the state of {count}")
         for i, scene in enumerate(self.scenes):
             scene.load({name.partition("/")[2]: value for name, value in state.items() if name.startswith(f"{i}/")})
-
-
-def arranged(scenes: Sequence[Scene], relation: str, device: torch.device | str, streams: Streams) -> MeshScene:
-    """Two scenes as one, put where they stand (`assets.arrange`). Raises RunError if one of them is empty, InputError
-    for one without a surface or a density."""
-    spec = MeshSurface()
-    assert isinstance(spec.paint, Texture)
-    size = spec.paint.size
-    first, second = (textured(one, spec.face_budget, spec.grid_resolution, size, device) for one in scenes)
-    return spec.of(arrange(first, relation, second, spec.radius), Placement(), device, streams)
 
 
 def members(scene: Scene) -> list[Scene]:

@@ -9,7 +9,6 @@ from torch import Tensor
 from dreamkit.assets.bake import bake, seen_depths
 from dreamkit.assets.clean import clean
 from dreamkit.assets.extract import density_grid, density_surface, match_level
-from dreamkit.assets.prepare import with_texture_coordinates
 from dreamkit.cameras import Cameras, orbit
 from dreamkit.errors import InputError
 from dreamkit.images import Images
@@ -69,19 +68,6 @@ def baked(scene: Solid | Volume, mesh: Mesh, size: int, device: torch.device | s
     """The scene's surface, with texture coordinates, and the colours that cameras see there in a texture of `size`."""
     density = scene.density if isinstance(scene, Volume) else None
     return bake(mesh, scene.colour, size, density=density, device=device)
-
-
-def textured(scene: Scene, faces: int, resolution: int, size: int, device: torch.device | str) -> Mesh:
-    """The surface of a scene (`surface_of`) with a texture: its own, or what is seen of it, baked into `size` texels.
-
-    Raises RunError if there is no surface, InputError for a scene that can have none.
-    """
-    mesh, _ = surface_of(scene, faces, resolution)
-    assert isinstance(scene, Solid | Volume)
-    if mesh.texture is not None:
-        return mesh
-    mapped, _ = with_texture_coordinates(mesh, size)
-    return baked(scene, mapped, size, device)
 
 
 def signed_distance(mesh: Mesh, points: Tensor) -> Tensor:
