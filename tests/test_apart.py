@@ -276,6 +276,15 @@ def test_it_stands_on_the_seat_of_a_chair_and_not_on_its_back():
     assert (one[0] - two[0])[2] / height == pytest.approx(0.5 / 1.2, abs=1e-4)
 
 
+def test_only_the_sole_says_how_high_it_stands():
+    """A post with a wide plate on it, between two walls that the plate lies above and the post does not."""
+    post = one_of(box((-0.05, -0.05, -0.5), (0.05, 0.05, 0.4)), box((-0.5, -0.5, 0.4), (0.5, 0.5, 0.5)))
+    walls = box((-0.6, -0.6, -0.4), (-0.15, 0.6, 0.0)), box((0.15, -0.6, -0.4), (0.6, 0.6, 0.0))
+    floor = box((-0.6, -0.6, -0.5), (0.6, 0.6, -0.4))
+    one, two = parts(arrange(post, "on top of", one_of(floor, *walls), 0.8), post)
+    assert (one[0] - two[0])[2] / (two[1] - two[0])[2] == pytest.approx(0.1 / 0.5, abs=1e-4)
+
+
 def test_a_thing_that_looks_down_on_nothing_stands_at_the_height_of_the_top():
     ring = one_of(box((-0.8, -0.8, -0.2), (-0.6, 0.8, 0.2)), box((0.6, -0.8, -0.2), (0.8, 0.8, 0.2)))
     first = box((-0.2, -0.2, -0.6), (0.2, 0.2, 0.6))
