@@ -9,8 +9,9 @@
 Samples: DDIM from pure noise (`priors.sample`) for random captions with view words, none of whose kind and colour is in
 prompts/toybox.txt, which is for tuning. The judge, trained on renders only, says how many show the things asked for
 ("kind"; "pairs" for captions of two things), and of those that do, how many have the right colours, material and view
-(any view from which the thing looks the same is right). The row "true" is its verdict on true pictures of the same
-captions, as high as a prior can come.
+(one of eight sides; any from which the thing looks the same is right). A picture that stands near the border of its
+side may be told as the next one: "nearly" counts that as right too. The row "true" is the judge's verdict on true
+pictures of the same captions, as high as a prior can come.
 
 Sides: what the prior makes of noise alone should be the mean picture of what it is asked for. How far that depends on
 the side, of how far it should, for each kind: 1 is right, 0 is the same from everywhere.
@@ -41,20 +42,20 @@ from dreamkit.errors import InputError
 from dreamkit.images import png
 from dreamkit.priors import Diffusers, Prior
 from dreamkit.priors.sample import sample
-from dreamkit.prompts import EIGHT, read_list, view_of, with_view
+from dreamkit.prompts import EIGHT, ViewWords, read_list, with_view
 from dreamkit.recipe import data_folder
 from dreamkit.run import Run, slug
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
-from dreamkit.toybox.answers import arrangement_of, cast_answers
+from dreamkit.toybox.answers import Answers, arrangement_of, cast_answers
 from dreamkit.toybox.judge import HELD_OUT, Judge, Verdict, things_of
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
 from dreamkit.toybox.pictures import Batch, Pool, cast, cast_pool, shade
 from dreamkit.toybox.targets import expected, take_apart
 from dreamkit.toybox.world import Asked, Pair, Thing
 
-STEPS, BATCH, ELEVATION = 30, 24, 20.0
-MARKS = ("kind", "pairs", "colour", "second", "material", "view")
+STEPS, BATCH, ELEVATION = 30, 24, (-10.0, 60.0)
+MARKS = ("kind", "pairs", "colour", "second", "material", "view", "nearly")
 SIDED = 2e-3
 """Mean square of what a side adds to a kind's mean picture, in [-1, 1], above which a kind is taken to have sides."""
 
@@ -64,16 +65,17 @@ SIDED = 2e-3
 
 @dataclass(frozen=True)
 class Wish:
-    """What a sample is asked to show, and from where (a number of EIGHT)."""
+    """What a sample is asked to show, and from where: a number of EIGHT, and degrees."""
 
     asked: Asked
     direction: int
+    elevation: float = 20.0
 
-    @property
-    def text(self) -> str:
+    def said(self, words: ViewWords) -> str:
+        """The caption, with a prior's words for where it is seen from."""
         things = [_noun(thing) for thing in things_of(self.asked)]
         joint = f" {self.asked.relation} " if isinstance(self.asked, Pair) else ""
-        return with_view(joint.join(things), EIGHT[self.direction])
+        return with_view(joint.join(things), words.at(45.0 * self.direction, self.elevation))
 
     def round(self, views: int) -> list["Wish"]:
         """The same thing from so many sides, evenly round it; as many as divide eight."""
@@ -89,7 +91,7 @@ def _noun(thing: Thing) -> str:
 
 def wishes(count: int, seed: int) -> list[Wish]:
     """Random things and, one in six, pairs; nothing of the tuning list."""
-    draw = random.Random(seed)
+    draw, heights = random.Random(seed), random.Random(seed)
     tuned = {world.named(prompt) for prompt in read_list(data_folder("prompts") / "toybox.txt")}
 
     def thing(kind: str, plain: bool) -> Thing:
@@ -106,7 +108,7 @@ def wishes(count: int, seed: int) -> list[Wish]:
         pair = Pair(thing(first, True), relation, thing(second, True))
         asked: Asked = pair if relation else thing(second, False)
         if asked not in tuned:
-            found.append(Wish(asked, draw.randrange(8)))
+            found.append(Wish(asked, draw.randrange(8), heights.uniform(*ELEVATION)))
     return found
 
 
@@ -114,7 +116,7 @@ def draw_samples(prior: Prior, wanted: list[Wish], scale: float, seed: int) -> t
     """A picture [N, 3, H, W] in [0, 1] of each wish."""
     pictures = []
     for start in range(0, len(wanted), BATCH):
-        prompts = [wish.text for wish in wanted[start : start + BATCH]]
+        prompts = [wish.said(prior.view_words) for wish in wanted[start : start + BATCH]]
         told, null = (prior.condition(texts) for texts in (prompts, [""] * len(prompts)))
         x = sample(prior, told, null, Streams(seed, start), steps=STEPS, scale=scale)
         pictures.append(prior.decode(x))
@@ -129,8 +131,8 @@ def true_pictures(wanted: list[Wish], seed: int) -> torch.Tensor:
     layers, poses, draw = [], [], random.Random(seed)
     for number, wish in enumerate(wanted):
         cameras = world.CAMERAS.sample(256, Streams(seed, number), "true")
-        angles = zip(cameras.azimuth_degrees.tolist(), cameras.elevation_degrees.tolist(), strict=True)
-        at = draw.choice([i for i, (a, e) in enumerate(angles) if view_of(a, e, EIGHT) == EIGHT[wish.direction]])
+        view = world.EXACT.at(45.0 * wish.direction, wish.elevation)
+        at = draw.choice([i for i, said in enumerate(world.EXACT.of(cameras)) if said == view])
         layers.append(cast(arrangement_of(wish.asked), cameras[at : at + 1], torch.device("cpu")))
         poses.append(cameras.camera_to_world[at].flatten())
     part, normal, pale = (torch.cat(layer) for layer in zip(*layers, strict=True))
@@ -148,20 +150,27 @@ def judge_samples(pictures: torch.Tensor, wanted: list[Wish], judge: Judge) -> d
         marks["kind" if isinstance(wish.asked, Thing) else "pairs"].append(shown)
         if not shown:
             continue
-        right = cast_answers(wish.asked, orbit([45.0 * wish.direction], ELEVATION))
-        for question in ("colour", "second", "material", "view"):
+        right = cast_answers(wish.asked, orbit([45.0 * wish.direction], wish.elevation))
+        near = Answers(right.present, {"view": with_neighbours(right.right["view"])})
+        for name in MARKS[2:]:
+            question, truth = ("view", near) if name == "nearly" else (name, right)
             for thing in things_of(wish.asked):
-                if bool(right.asks(question, thing.kind)):
-                    marks[question].append(bool(one.right(question, thing.kind, right)))
+                if bool(truth.asks(question, thing.kind)):
+                    marks[name].append(bool(one.right(question, thing.kind, truth)))
     return {name: round(sum(values) / len(values), 3) for name, values in marks.items() if values}
+
+
+def with_neighbours(right: torch.Tensor) -> torch.Tensor:
+    """Right views, bool [..., 9] in the order of WORDS["view"], and of the eight sides those next to them."""
+    sides = right[..., :8]
+    return torch.cat([sides | sides.roll(1, -1) | sides.roll(-1, -1), right[..., 8:]], -1)
 
 
 def samples(given: argparse.Namespace) -> None:
     prior, judge = Diffusers(given.prior, views=given.views).load(given.device), Judge.load()
     wanted = [each for wish in wishes(given.samples // prior.views, given.seed) for each in wish.round(prior.views)]
-    print(
-        f"{len(wanted)} captions, such as {wanted[0].text!r}; {STEPS} DDIM steps; prior {prior.identity()['weights']}"
-    )
+    first = wanted[0].said(prior.view_words)
+    print(f"{len(wanted)} captions, such as {first!r}; {STEPS} DDIM steps; prior {prior.identity()['weights']}")
     print("scale  " + "".join(f"{name:>10}" for name in MARKS))
     print(f"{'true':<7}{_row(judge_samples(true_pictures(wanted, given.seed), wanted, judge))}", flush=True)
     scales = [float(value) for value in given.scales.split(",")]

@@ -39,7 +39,6 @@ from dreamkit.nest import flatten
 from dreamkit.priors import Diffusers, Prior
 from dreamkit.priors.prior import CAMERA_NUMBERS, view_conditions
 from dreamkit.priors.sample import sample
-from dreamkit.prompts import views_of
 from dreamkit.representations.hashgrid import HashGrid
 from dreamkit.streams import Streams
 
@@ -126,7 +125,7 @@ def fill(spec: Adversarial, prior: Prior, prompt: str, streams: Streams) -> Bank
     pictures, cameras = [], spec.cameras.sample(spec.bank, streams, "bank")
     for first in range(0, spec.bank, spec.batch):
         some = cameras[first : first + spec.batch]
-        asked = view_conditions(prior, prompt, views_of(some, prior.directions))
+        asked = view_conditions(prior, prompt, prior.view_words.of(some))
         own = streams.within(f"bank{first}")
         drawn = sample(prior, asked["prompt"], asked["null"], own, steps=spec.draw_steps, scale=spec.scale)
         pictures.append(drawn)

@@ -1,12 +1,11 @@
 """Prompts: view words, two things in one prompt, and lists of prompts in files.
 
 View-dependent prompting (DreamFusion, arXiv:2209.14988, section 3.2): the prompt gets a suffix by where the camera
-stands. The words for the directions are the prior's (`Prior.directions`): a tuple of them goes round the object in
-equal sectors, counter-clockwise seen from above, the first centred on its front.
+stands, in the words that the prior knows (`Prior.view_words`).
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,22 +24,43 @@ JOINTS = {"next to": ("next to", "beside", "and"), "on top of": ("on top of", "o
 from the front, or on it."""
 
 
-def view_of(azimuth_degrees: float, elevation_degrees: float, directions: Sequence[str] = FOUR) -> str:
-    """The view word of a camera: "overhead" above 60 degrees, else the direction whose sector it stands in."""
-    if elevation_degrees > 60.0:
-        return "overhead"
-    sector = 360.0 / len(directions)
-    return directions[int((azimuth_degrees + sector / 2) // sector) % len(directions)]
+OVERHEAD = 60.0
+"""Degrees of elevation above which a view is "overhead", from whatever side."""
 
 
-def views_of(cameras: Cameras, directions: Sequence[str] = FOUR) -> list[str]:
-    """The view word of every camera of a batch."""
+@dataclass(frozen=True)
+class ViewWords:
+    """The words for where a camera stands: "overhead", or a direction, such as "front", said alone or with a height
+    before it, such as "high front"."""
 
-    def numbers(values: Tensor) -> list[float]:
-        return values.tolist()
+    directions: tuple[str, ...] = FOUR
+    """Round the object in equal sectors, counter-clockwise seen from above, the first centred on its front."""
+    heights: tuple[tuple[str, float], ...] = ()
+    """Words, each with the degrees of elevation from which on it is said, ascending; most priors know none."""
 
-    pairs = zip(numbers(cameras.azimuth_degrees), numbers(cameras.elevation_degrees), strict=True)
-    return [view_of(azimuth, elevation, directions) for azimuth, elevation in pairs]
+    def at(self, azimuth_degrees: float, elevation_degrees: float) -> str:
+        """What is said of a camera."""
+        if elevation_degrees > OVERHEAD:
+            return "overhead"
+        sector = 360.0 / len(self.directions)
+        direction = self.directions[int((azimuth_degrees + sector / 2) // sector) % len(self.directions)]
+        height = [f"{word} " for word, start in self.heights if elevation_degrees >= start][-1:]
+        return "".join([*height, direction])
+
+    def of(self, cameras: Cameras) -> list[str]:
+        """What is said of every camera of a batch."""
+
+        def numbers(values: Tensor) -> list[float]:
+            return values.tolist()
+
+        pairs = zip(numbers(cameras.azimuth_degrees), numbers(cameras.elevation_degrees), strict=True)
+        return [self.at(azimuth, elevation) for azimuth, elevation in pairs]
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """All that can be said."""
+        heights = [f"{word} " for word, _ in self.heights] or [""]
+        return ("overhead", *dict.fromkeys(height + direction for height in heights for direction in self.directions))
 
 
 def with_view(prompt: str, view: str) -> str:

@@ -35,8 +35,8 @@ def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, 
 
 def _check_words(guide: Guide, stage: Stage, prior: Prior, prompt: str) -> None:
     """Embed all that the prior will be asked for, which says now what it does not know, or finds too long."""
-    views = ["overhead", *prior.directions] if stage.view_words else [None]
-    said = reworded(stage.debias, prompt, prior.directions) if stage.debias else None
+    views = prior.view_words.every if stage.view_words else [None]
+    said = reworded(stage.debias, prompt, prior.view_words.every) if stage.debias else None
     view_conditions(prior, prompt, views, stage.negative_prompt, stage.source_prompt, said)
     guide.rule.conditions(prior, prompt, ring(8), stage.view_words)
 

@@ -20,7 +20,6 @@ from dreamkit.images import Images
 from dreamkit.losses import binary_entropy, needs_normals
 from dreamkit.priors.language import reworded
 from dreamkit.priors.prior import Condition, Prior, view_conditions
-from dreamkit.prompts import views_of
 from dreamkit.recipe import Guide, Stage
 from dreamkit.representations.particles import members
 from dreamkit.representations.representation import Scene
@@ -138,8 +137,8 @@ def _look(now: Stage, show: _Show, state: State, task: Task, progress: float, cl
 
 def _conditions(now: Stage, guide: Guide, prior: Prior, prompt: str, cameras: Cameras) -> dict[str, Condition]:
     """What the rule may name: the usual conditions, those of its pieces, and where the cameras stand."""
-    views = views_of(cameras, prior.directions) if now.view_words else [None] * len(cameras)
-    said = reworded(now.debias, prompt, prior.directions) if now.debias else None
+    views = prior.view_words.of(cameras) if now.view_words else [None] * len(cameras)
+    said = reworded(now.debias, prompt, prior.view_words.every) if now.debias else None
     conditions = view_conditions(prior, prompt, views, now.negative_prompt, now.source_prompt, said)
     conditions |= guide.rule.conditions(prior, prompt, cameras, now.view_words)
     numbers = cameras.camera_to_world.flatten(1).to(prior.device)

@@ -101,6 +101,15 @@ def test_the_level_is_that_of_the_surface_the_pictures_show(radius: float, devic
     assert level.iou > 0.97
 
 
+def test_what_is_fainter_than_opaque_is_not_the_object() -> None:
+    """A ball of radius 0.5 that is seen through a fainter one of 0.7."""
+    (inner, cameras), (outer, _) = silhouettes(0.5), silhouettes(0.7)
+    grid = density_grid(lambda p: 10 * torch.exp(-outside(p) / 0.05), 48)
+    for opaque, radius in ((0.5, 0.5), (0.25, 0.7)):
+        level = match_level(grid, 0.3 * outer + 0.7 * inner, cameras, opaque=opaque)  # type: ignore[arg-type]
+        assert RADIUS - 0.05 * math.log(level.density / 10) == pytest.approx(radius, abs=0.01)  # as above
+
+
 def test_large_pictures_give_the_level_of_small_ones() -> None:
     grid = density_grid(lambda p: 10 * torch.exp(-outside(p) / 0.05), 48)
     levels = []

@@ -14,7 +14,7 @@ from dreamkit.cameras import Cameras, Orbit, orbit, ring
 from dreamkit.errors import InputError, nearest
 from dreamkit.images import on_background
 from dreamkit.meshes import Mesh, coloured, join
-from dreamkit.prompts import EIGHT, read_list, view_of, views_of, with_view
+from dreamkit.prompts import EIGHT, ViewWords, read_list, with_view
 from dreamkit.schedule import DreamTime, Geometric, Linear, Polyline, Sigmoid, Sqrt, Switch, resolve
 from dreamkit.streams import Streams
 
@@ -319,20 +319,39 @@ def test_dream_time_spends_its_steps_as_its_density_says():
     ],
 )
 def test_the_view_word_changes_at_its_boundaries(azimuth, elevation, view):
-    assert view_of(azimuth, elevation) == view
+    assert ViewWords().at(azimuth, elevation) == view
 
 
 def test_a_batch_of_cameras_has_a_word_each():
-    assert views_of(orbit([0.0, 90.0, 180.0, 0.0], [0.0, 0.0, 0.0, 80.0])) == ["front", "side", "back", "overhead"]
+    cameras = orbit([0.0, 90.0, 180.0, 0.0], [0.0, 0.0, 0.0, 80.0])
+    assert ViewWords().of(cameras) == ["front", "side", "back", "overhead"]
     assert with_view("a red mug", "front") == "a red mug, front view"
 
 
 def test_eight_words_go_round_the_object_by_its_left_side():
     cameras = orbit([45.0 * i + 10 for i in range(8)], 0.0)
-    assert tuple(views_of(cameras, EIGHT)) == EIGHT
+    assert tuple(ViewWords(EIGHT).of(cameras)) == EIGHT
     left = cameras.positions[EIGHT.index("left side")]  # +x is the front and +z up, so the left is +y
     assert left[1] > 2.5
-    assert view_of(90.0, 61.0, EIGHT) == "overhead"
+    assert ViewWords(EIGHT).at(90.0, 61.0) == "overhead"
+
+
+@pytest.mark.parametrize(
+    ("elevation", "view"),
+    [
+        (-30.0, "back"),
+        (0.0, "low back"),
+        (29.9, "low back"),
+        (30.0, "high back"),
+        (60.0, "high back"),
+        (61, "overhead"),
+    ],
+)
+def test_a_height_is_said_before_the_direction_from_where_it_begins(elevation, view):
+    words = ViewWords(heights=(("low", 0.0), ("high", 30.0)))
+    assert words.at(180.0, elevation) == view
+    assert set(words.every) == {"overhead"} | {f"{h} {d}" for h in ("low", "high") for d in ("front", "side", "back")}
+    assert ViewWords().every == ("overhead", "front", "side", "back")
 
 
 def test_a_prompt_list_is_its_lines(tmp_path):

@@ -15,7 +15,7 @@ from dreamkit.guidance.facing import PerpNegViews
 from dreamkit.guidance.geometry import Geometry
 from dreamkit.guidance.regions import Only, Region, Regions, masks
 from dreamkit.priors import Bell, Condition, Gaussian, Prior, view_conditions
-from dreamkit.prompts import EIGHT
+from dreamkit.prompts import EIGHT, ViewWords
 from dreamkit.streams import Streams
 from tests.looking import AtK, G, Given, ball, same
 
@@ -97,14 +97,14 @@ def test_the_prompt_between_two_views_is_a_mix_of_what_they_mean():
 
 def test_a_prior_with_eight_words_is_asked_for_the_two_next_to_the_camera(monkeypatch):
     prior, asked = prior_of_views(), []
-    monkeypatch.setattr(prior, "directions", EIGHT)
+    monkeypatch.setattr(prior, "view_words", ViewWords(EIGHT, (("low", -90.0), ("high", 30.0))))
     monkeypatch.setattr(prior, "embed", lambda prompt: asked.append(prompt) or Condition({"none": torch.zeros(1, 1)}))
     monkeypatch.setattr(prior, "check_prompt", lambda prompt: None)
     BETWEEN.conditions(prior, "y", orbit([60.0], 0.0), True)
-    assert sorted(asked) == ["y, front left view", "y, front view", "y, left side view"]
+    assert sorted(asked) == ["y, low front left view", "y, low front view", "y, low left side view"]
     asked.clear()
-    BETWEEN.conditions(prior, "z", orbit([-100.0], 0.0), True)
-    assert sorted(asked) == ["z, back right view", "z, front view", "z, right side view"]
+    BETWEEN.conditions(prior, "z", orbit([-100.0], 40.0), True)
+    assert sorted(asked) == ["z, high back right view", "z, high front view", "z, high right side view"]
 
 
 def test_without_weights_it_is_plain_guidance_between_the_views():

@@ -21,6 +21,7 @@ from dreamkit.images import Images
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.priors.analytic import AnalyticPrior
 from dreamkit.priors.prior import view_conditions
+from dreamkit.prompts import ViewWords
 from dreamkit.recipe import Guide, Recipe, load
 from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.representations import DMTet, Gaussians, Scene
@@ -158,7 +159,7 @@ def test_the_scene_moves_towards_what_the_prior_wants(recipe, tmp_path):
 def test_a_prior_is_asked_in_its_own_words_for_the_directions(recipe, monkeypatch):
     priors, stage, asked = load_priors(recipe, "a red ball", CPU), recipe.stages[0], set[str]()
     (prior,) = priors.values()
-    monkeypatch.setattr(prior, "directions", ("front", "left", "back", "right"))
+    monkeypatch.setattr(prior, "view_words", ViewWords(("front", "left", "back", "right")))
     monkeypatch.setattr(prior, "embed", lambda prompt: asked.add(prompt) or type(prior).embed(prior, prompt))
     state = fresh(stage, 0, CPU, priors)
     for _ in range(20):

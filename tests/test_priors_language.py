@@ -29,8 +29,13 @@ def test_a_word_goes_from_the_views_it_argues_against():
 
 
 def test_views_of_several_words_count_as_the_one_they_hold():
-    got = debiased("a smiling mug", (*EIGHT, "left"), table)
-    assert {view for view, prompt in got.items() if "smiling" in prompt} == {"front", "front left", "front right"}
+    got = debiased("a smiling mug", (*EIGHT, "left", "high front"), table)
+    assert {view for view, prompt in got.items() if "smiling" in prompt} == {
+        "front",
+        "front left",
+        "front right",
+        "high front",
+    }
 
 
 def test_a_model_without_an_opinion_takes_nothing_and_only_named_words_may_go():
@@ -70,22 +75,22 @@ def tiny(tmp_path_factory) -> str:
 
 
 def test_a_real_model_is_asked_and_its_answer_kept(tiny):
-    said = reworded(tiny, "a smiling red mug", FOUR)
+    said = reworded(tiny, "a smiling red mug", VIEWS)
     assert said.keys() == {"front", "side", "back", "overhead"}
     assert all(prompt and set(prompt.split()) <= {"a", "smiling", "red", "mug"} for prompt in said.values())
     assert len(set(said.values())) > 1  # random weights have opinions
-    assert reworded(tiny, "a smiling red mug", FOUR) is said
+    assert reworded(tiny, "a smiling red mug", VIEWS) is said
 
 
 def test_what_is_no_language_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a masked language model"):
-        reworded(str(tmp_path), "a mug", FOUR)
+        reworded(str(tmp_path), "a mug", VIEWS)
 
 
 def test_a_stage_asks_its_prior_for_the_debiased_prompts(monkeypatch):
     recipe = load(Path(__file__).parent / "data" / "tiny_system.py")
     stage = replace(recipe.stages[0], debias="a model")
-    monkeypatch.setattr(rehearsal, "reworded", lambda source, prompt, directions: {"back": "a ball"})
+    monkeypatch.setattr(rehearsal, "reworded", lambda source, prompt, views: {"back": "a ball"})
     recipe = replace(recipe, stages=(stage,))
     with pytest.raises(InputError, match="a ball, back view"):  # which this prior does not know
         load_priors(recipe, "a red ball", torch.device("cpu"))

@@ -14,7 +14,7 @@ from dreamkit.guidance.rules import VSD
 from dreamkit.priors import Condition, Diffusers, view_conditions
 from dreamkit.priors import folder as module
 from dreamkit.priors.folder import alpha_squared, find, fingerprint
-from dreamkit.prompts import FOUR
+from dreamkit.prompts import ViewWords
 from dreamkit.streams import Streams
 
 WORDS = ["a", "red", "blue", "mug", "chair", "front", "side", "back", "overhead", "view"]
@@ -390,14 +390,20 @@ def test_missing_toybox_weights_say_so(monkeypatch, tmp_path):
         Diffusers().load("cpu")
 
 
-def test_a_folder_may_name_its_words_for_the_directions(toy, tmp_path):
-    assert load(toy).directions == FOUR
+def test_a_folder_may_name_its_words_for_where_a_camera_stands(toy, tmp_path):
+    assert load(toy).view_words == ViewWords()
     folder = Path(shutil.copytree(toy, tmp_path / "model"))
     change_index(folder, _directions=["front", "left", "back", "right"])
-    assert load(folder).directions == ("front", "left", "back", "right")
+    assert load(folder).view_words == ViewWords(("front", "left", "back", "right"))
+    change_index(folder, _heights=[["high", 30], ["low", -90]])
+    assert load(folder).view_words.heights == (("low", -90.0), ("high", 30.0))
     change_index(folder, _directions="front")
     with pytest.raises(InputError, match="should be a list of words; it is 'front'"):
         load(folder)
+    for wrong in (["low", "high"], [["low"]], [["low", "high"]], 3):
+        change_index(folder, _directions=["front"], _heights=wrong)
+        with pytest.raises(InputError, match=r'"_heights" in .* should be a list of pairs'):
+            load(folder)
 
 
 def change_index(folder: Path, **parts: object) -> None:

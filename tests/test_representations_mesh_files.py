@@ -157,6 +157,22 @@ def test_a_scene_from_a_volume_looks_like_it():
     assert (want.rgb - got.rgb).abs().mean(1, keepdim=True)[inside].mean() < 0.05
 
 
+def test_a_scene_from_a_volume_begins_with_what_is_as_opaque_as_it_says():
+    volume = HashGrid(NET.encoding, hidden=8, blob_strength=200.0).build("cpu", Streams(0, 0))
+    spec, views = replace(SMALL, grid_resolution=48, face_budget=3000), orbit([30.0, 200.0], 20.0, size=48)
+    with torch.no_grad():
+        seen = volume.render(views).alpha > 0.1
+        off = [
+            (seen != (replace(spec, opaque=opaque).from_scene(volume, "cpu", Streams(0, 0)).render(views).alpha > 0.5))
+            for opaque in (0.1, 0.5)
+        ]
+    # Where the volume is at least a tenth opaque: a few border pixels are off, and the rim of what is half as opaque.
+    assert off[0].float().mean() < 0.003
+    assert off[1].float().mean() > 2 * off[0].float().mean() + 0.003
+    with pytest.raises(InputError, match="opaque between 0 and 1"):
+        MeshSurface(opaque=1.0)
+
+
 def test_a_scene_from_a_mesh_scene_is_the_same(device):
     other = scene(device)
     built = replace(SMALL, paint=Texture(size=64)).from_scene(other, device, Streams(0, 0))

@@ -94,12 +94,12 @@ def log_density(grid: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match_level(grid: Tensor, alpha: Tensor, cameras: Cameras, *, slack: float = 0.002) -> Level:
+def match_level(grid: Tensor, alpha: Tensor, cameras: Cameras, *, opaque: float = 0.5, slack: float = 0.002) -> Level:
     """The density level whose surface has the silhouettes that the scene's renders show.
 
     A ray meets the region above a level if and only if the largest density along the ray is above it. So one pass,
     which finds that largest density for every pixel, gives the silhouettes of all levels at once, and sorting the
-    pixels by it gives every level's intersection over union with {alpha > 0.5}: the search is exact over all levels
+    pixels by it gives every level's intersection over union with {alpha > opaque}: the search is exact over all levels
     (for rays sampled at least once a cell). Hard objects have a broad plateau of equally good levels; of the levels
     around the best that lose no more than `slack`, the geometric middle is taken.
 
@@ -107,6 +107,7 @@ def match_level(grid: Tensor, alpha: Tensor, cameras: Cameras, *, slack: float =
         grid: [R, R, R] densities over [-1, 1]^3, interpolated as in `density_surface`.
         alpha: [B, 1, H, W] rendered opacity.
         cameras: [B], of the same picture size.
+        opaque: the opacity above which a pixel shows the object, between 0 and 1.
 
     Raises RunError if the pictures, or the grid, show nothing.
     """
@@ -117,13 +118,13 @@ def match_level(grid: Tensor, alpha: Tensor, cameras: Cameras, *, slack: float =
         )
     # Enough pixels to place a level; every other one, or third, of larger pictures.
     every = math.ceil((alpha.numel() / PIXELS) ** 0.5)
-    seen = alpha[:, 0, ::every, ::every].to(grid.device).reshape(-1) > 0.5
+    seen = alpha[:, 0, ::every, ::every].to(grid.device).reshape(-1) > opaque
     peak = _peak_along_rays(log_density(grid), cameras, every)
     if not bool(seen.any()) or float(peak.max()) <= FLOOR:
         raise RunError(
             f"There is no object to export: the largest opacity in {len(cameras)} views is {float(alpha.max()):.3f} "
-            f"(a surface needs 0.5), and the largest density is {float(grid.max()):.3g}. The scene is empty or fog: "
-            "look at the run's images, then train longer, or from another seed, or with a weaker sparsity loss."
+            f"(a surface needs {opaque:g}), and the largest density is {float(grid.max()):.3g}. The scene is empty or "
+            "fog: look at the run's images, then train longer, or from another seed, or with a weaker sparsity loss."
         )
     return _best_cut(peak, seen, slack)
 

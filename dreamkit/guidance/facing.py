@@ -16,7 +16,7 @@ from dreamkit.diffusion import over, perp_neg
 from dreamkit.errors import InputError
 from dreamkit.guidance.rule import Ask, Estimate, Probe
 from dreamkit.priors.prior import Condition, Prior
-from dreamkit.prompts import view_of, with_view
+from dreamkit.prompts import OVERHEAD, ViewWords, with_view
 from dreamkit.schedule import Number, fixed
 
 Decay = tuple[float, float, float]
@@ -36,8 +36,8 @@ class PerpNegViews(Estimate):
         u >= 1             2 - u, `front`                   2 - u, `side`
 
     and 0 above 60 degrees of elevation, where the prompt says "overhead". The prompt in between is a mix of what two
-    prompts with neighbouring view words of the prior (`Prior.directions`) mean, in number by number; the front and the
-    side are its words for azimuths 0 and +-90. With DreamFusion's four words that is threestudio's rule.
+    prompts with neighbouring view words of the prior (`Prior.view_words`) mean, in number by number; the front and the
+    side are its words for azimuths 0 and +-90 at that height. With DreamFusion's four words that is threestudio's rule.
     """
 
     mixes: ClassVar[bool] = True
@@ -58,9 +58,10 @@ class PerpNegViews(Estimate):
         shares = []
         stand = torch.stack([cameras.azimuth_degrees, cameras.elevation_degrees], 1)
         for azimuth, elevation in stand.tolist():
-            first, second, share = _neighbours(azimuth, elevation, prior.directions)
-            side = view_of(90.0 if azimuth % 360 < 180 else -90.0, 0.0, prior.directions)
-            views = {"first": first, "second": second, "front": view_of(0.0, 0.0, prior.directions), "side": side}
+            say, height = prior.view_words.at, min(elevation, OVERHEAD)
+            first, second, share = _neighbours(azimuth, elevation, prior.view_words)
+            side = say(90.0 if azimuth % 360 < 180 else -90.0, height)
+            views = {"first": first, "second": second, "front": say(0.0, height), "side": side}
             shares.append(share)
             for name, view in views.items():
                 lists[name].append(with_view(prompt, view))
@@ -83,7 +84,7 @@ class PerpNegViews(Estimate):
         u = ((azimuth + 180) % 360 - 180).abs() / 90
         front = torch.where(u < 1, _decay(1 - u, self.towards), _decay(2 - u, self.front))
         side = torch.where(u < 1, _decay(u, self.towards), _decay(2 - u, self.side))
-        low = (elevation <= 60).to(u)
+        low = (elevation <= OVERHEAD).to(u)
         return front * low, side * low
 
 
@@ -92,10 +93,10 @@ def _decay(r: Tensor, of: Decay) -> Tensor:
     return -(a * torch.exp(-b * r) + c)
 
 
-def _neighbours(azimuth: float, elevation: float, directions: tuple[str, ...]) -> tuple[str, str, float]:
+def _neighbours(azimuth: float, elevation: float, words: ViewWords) -> tuple[str, str, float]:
     """The view words on both sides of a camera, and how far it stands from the first towards the second, in [0, 1)."""
-    if elevation > 60:
-        return "overhead", "overhead", 0.0
-    place = azimuth % 360 / (360 / len(directions))
+    sector = 360 / len(words.directions)
+    place = azimuth % 360 / sector
     first = int(place)
-    return directions[first % len(directions)], directions[(first + 1) % len(directions)], place - first
+    share = 0.0 if elevation > OVERHEAD else place - first
+    return words.at(first * sector, elevation), words.at((first + 1) * sector, elevation), share

@@ -13,7 +13,7 @@ from dreamkit.errors import InputError
 from dreamkit.guidance.geometry import Geometry
 from dreamkit.guidance.rule import Ask, Estimate, Post, Probe
 from dreamkit.priors.prior import Condition, Prior
-from dreamkit.prompts import views_of, with_view
+from dreamkit.prompts import with_view
 from dreamkit.schedule import Number, fixed
 
 Point = tuple[float, float, float]
@@ -81,7 +81,7 @@ class Regions(Estimate):
         made = {}
         for name, region in zip(self.names, self.regions, strict=True):
             text, count = region.prompt or prompt, len(cameras)
-            views = views_of(cameras.about(region.centre), prior.directions)
+            views = prior.view_words.of(cameras.about(region.centre))
             made[name] = prior.condition([with_view(text, view) for view in views] if words else [text] * count)
         return made
 

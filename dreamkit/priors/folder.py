@@ -22,7 +22,7 @@ from dreamkit.device import installed
 from dreamkit.diffusion import Parameterization, scaled_linear
 from dreamkit.disk import expanded
 from dreamkit.errors import InputError
-from dreamkit.prompts import FOUR
+from dreamkit.prompts import FOUR, ViewWords
 
 CLASSES = {
     "unet": {"UNet2DConditionModel": "diffusers"},
@@ -128,12 +128,20 @@ def read_index(folder: Path) -> dict[str, str]:
     return parts
 
 
-def directions_of(folder: Path) -> tuple[str, ...]:
+def view_words_of(folder: Path) -> ViewWords:
     """The words for where a camera stands that the model was trained on. Raises InputError."""
-    words = read_json(folder / "model_index.json").get("_directions", list(FOUR))
+    index = read_json(folder / "model_index.json")
+    words, heights = index.get("_directions", list(FOUR)), index.get("_heights", [])
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise InputError(f'"_directions" in {folder}/model_index.json should be a list of words; it is {words!r}.')
-    return tuple(words)
+    try:
+        starts = tuple((str(word), float(start)) for word, start in heights)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f'"_heights" in {folder}/model_index.json should be a list of pairs, each of a word and the degrees of '
+            f"elevation from which on it is said; it is {heights!r}."
+        ) from error
+    return ViewWords(tuple(words), tuple(sorted(starts, key=lambda pair: pair[1])))
 
 
 def chosen_views(wanted: int | None, folder: Path) -> int:

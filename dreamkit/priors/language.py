@@ -10,12 +10,12 @@ from dreamkit.prompts import FOUR, Guess, debiased
 
 
 @cache
-def reworded(source: str, prompt: str, directions: tuple[str, ...]) -> dict[str, str]:
-    """The prompt for every view word, without the words that argue against that view; worked out once.
+def reworded(source: str, prompt: str, views: tuple[str, ...]) -> dict[str, str]:
+    """The prompt for every one of these views, without the words that argue against that view; worked out once.
 
     `source` is the folder or the hub name of a BERT-like model. Raises InputError if there is none.
     """
-    return debiased(prompt, dict.fromkeys((*directions, "overhead")), _guess(source))
+    return debiased(prompt, views, _guess(source))
 
 
 def _guess(source: str) -> Guess:

@@ -25,13 +25,13 @@ from dreamkit.priors.attention import Watched
 from dreamkit.priors.folder import (
     alpha_squared,
     chosen_views,
-    directions_of,
     find,
     fingerprint,
     load_part,
     meaning_of,
     read_index,
     read_json,
+    view_words_of,
 )
 from dreamkit.priors.joint import see_together
 from dreamkit.priors.prior import CAMERA_NUMBERS, Condition, Prior
@@ -89,7 +89,7 @@ class DiffusersPrior(Prior):
         )
         self.size = side * self.factor
         self.words = _words(self.tokenizer)
-        self.directions = directions_of(folder)
+        self.view_words = view_words_of(folder)
 
     def encode(self, rgb: Tensor, streams: Streams | None = None) -> Tensor:
         """x for pictures rgb [B, 3, H, W] in [0, 1], resized to the model's size; see `Prior.encode`."""

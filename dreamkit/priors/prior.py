@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import Level, NoiseSchedule, Parameterization, over, to_eps
-from dreamkit.prompts import FOUR, with_view
+from dreamkit.prompts import ViewWords, with_view
 from dreamkit.streams import Streams
 
 CAPABILITIES: dict[str, str] = {
@@ -81,7 +81,7 @@ class Prior(ABC):
         parameterization  what the network says; rules never need it
         schedule          its noise levels
         device            where x, conditions and predictions live
-        directions        its words for where a camera stands, round the object (see `dreamkit.prompts`)
+        view_words        its words for where a camera stands
         views             how many samples in a row it sees together as views of one object; 1 for most
     and counted are `calls` of the network and `samples` pushed through it.
     """
@@ -93,7 +93,7 @@ class Prior(ABC):
     parameterization: Parameterization
     schedule: NoiseSchedule
     device: torch.device
-    directions: tuple[str, ...] = FOUR
+    view_words: ViewWords = ViewWords()
     views: int = 1
     capabilities: frozenset[str] = frozenset()
     calls: int = 0

@@ -51,7 +51,7 @@ class TiledPrior(Prior):
         self.base, self.across, self.views = base, across, across**2
         self.name, self.space, self.parameterization = base.name, base.space, base.parameterization
         self.size, self.shape = base.size // across, (channels, height // across, width // across)
-        self.schedule, self.device, self.directions = base.schedule, base.device, base.directions
+        self.schedule, self.device, self.view_words = base.schedule, base.device, base.view_words
 
     def encode(self, rgb: Tensor, streams: Streams | None = None) -> Tensor:
         """The tiles of what `base` makes of the tiled pictures. Raises ValueError for a part of an object."""

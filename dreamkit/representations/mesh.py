@@ -101,6 +101,9 @@ class MeshSurface:
     """Faces that the surface of a volume is cut down to, where the scene begins from one."""
     grid_resolution: int = 96
     """Nodes along each side of the grid on which that surface is found."""
+    opaque: float = 0.5
+    """Opacity above which a picture of the volume shows the object. Less keeps thin parts that are still faint: a mesh
+    can make them thinner, but not put together what begins in pieces."""
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -113,6 +116,8 @@ class MeshSurface:
             )
         if self.environment is not None and isinstance(self.paint, LatentTexture):
             raise InputError("latents cannot be lit: a MeshSurface with a LatentTexture has no environment")
+        if not 0 < self.opaque < 1:
+            raise InputError(f"MeshSurface needs opaque between 0 and 1; got {self.opaque}")
         if self.smoothing < 0:
             raise InputError(f"MeshSurface needs smoothing of at least 0 times; got {self.smoothing}")
         check_rates(self)
@@ -130,7 +135,7 @@ class MeshSurface:
 
         Raises RunError if there is nothing, InputError for a scene that is neither.
         """
-        mesh, _ = surface_of(scene, self.face_budget, self.grid_resolution)
+        mesh, _ = surface_of(scene, self.face_budget, self.grid_resolution, opaque=self.opaque)
         assert isinstance(scene, Solid | Volume)
         if mesh.texture is None:
             size = self.texture_size if isinstance(self.paint, Network) else self.paint.size

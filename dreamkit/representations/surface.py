@@ -27,7 +27,9 @@ def check_cameras() -> Cameras:
 
 
 @torch.no_grad()
-def surface_of(scene: Scene, faces: int, resolution: int, seen: Images | None = None) -> tuple[Mesh, float | None]:
+def surface_of(
+    scene: Scene, faces: int, resolution: int, seen: Images | None = None, opaque: float = 0.5
+) -> tuple[Mesh, float | None]:
     """The surface of a scene, and the density at which it was cut; None for a scene that is a surface itself.
 
     Of a volume it is cut where its silhouettes agree best with its pictures (`match_level`). A surface with texture
@@ -37,6 +39,7 @@ def surface_of(scene: Scene, faces: int, resolution: int, seen: Images | None = 
         faces: at most so many.
         resolution: nodes along each side of the grid on which the surface of a volume is found.
         seen: the scene's pictures from `check_cameras`, if they are there already.
+        opaque: the opacity above which their pixels show the object.
 
     Raises RunError if there is no surface, InputError for a scene that can have none.
     """
@@ -48,7 +51,7 @@ def surface_of(scene: Scene, faces: int, resolution: int, seen: Images | None = 
     cameras = check_cameras()
     alpha = scene.render(cameras).alpha if seen is None else seen.alpha
     grid = density_grid(scene.density, resolution, alpha.device)
-    level = match_level(grid, alpha, cameras).density
+    level = match_level(grid, alpha, cameras, opaque=opaque).density
     return clean(density_surface(grid, level), faces, keep=PARTS), level
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from dreamkit.cameras import Cameras, orbit
 from dreamkit.kernels.query import surface
 from dreamkit.meshes import join
-from dreamkit.prompts import EIGHT, view_of
+from dreamkit.prompts import EIGHT
 from dreamkit.toybox import world
 from dreamkit.toybox.kinds import KINDS, RGB, Trim
 from dreamkit.toybox.pictures import Arrangement, Pool, cast, pieces_of
@@ -119,7 +119,7 @@ def right_views(azimuth: Tensor, elevation: Tensor, alike: Tensor) -> Tensor:
     words = WORDS["view"]
     right = torch.zeros(len(azimuth), len(words), dtype=torch.bool)
     for row, (a, e, same) in enumerate(zip(azimuth.tolist(), elevation.tolist(), alike.tolist(), strict=True)):
-        near = {view_of(a + x, e + y, EIGHT) for x in (-BORDER, 0, BORDER) for y in (-BORDER, 0, BORDER)}
+        near = {world.SIDES.at(a + x, e + y) for x in (-BORDER, 0, BORDER) for y in (-BORDER, 0, BORDER)}
         for word in near:
             here = words.index(word)
             if word == "overhead":

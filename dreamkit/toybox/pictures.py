@@ -17,7 +17,6 @@ from torch import Tensor
 from dreamkit.cameras import Cameras
 from dreamkit.kernels.query import surface
 from dreamkit.meshes import join
-from dreamkit.prompts import EIGHT, FOUR, view_of
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
@@ -47,7 +46,7 @@ class Pool:
     part [N, S, S] uint8: 0 is background, p + 1 part p. normal [N, S, S, 3] int8, times 127. pale [N, S, S] uint8:
     bit m is set where material m of world.MATERIALS is pale.
     cameras [N, 12]: camera_to_world of each, row by row.
-    views: the view words of each, exact and rough, such as "left side" and "side".
+    views: what is said of each in every way of `world.VIEW_WORDS`: "high left side", "left side" and "side".
     kinds, pairs: which views show what. They come in groups of `together`, evenly round the same thing.
     """
 
@@ -55,7 +54,7 @@ class Pool:
     normal: Tensor
     pale: Tensor
     cameras: Tensor
-    views: list[tuple[str, str]]
+    views: list[tuple[str, ...]]
     kinds: dict[Arrangement, range]
     pairs: dict[Arrangement, range]
     together: int = 1
@@ -95,10 +94,9 @@ def cast_pool(
         if number < len(KINDS) or number % 50 == 0:
             note(f"cast {count} views of {' '.join(arrangement)}")
     part, normal, pale = (torch.cat(layer) for layer in zip(*layers, strict=True))
-    words = []
+    words = list[tuple[str, ...]]()
     for some in cameras:
-        angles = zip(some.azimuth_degrees.tolist(), some.elevation_degrees.tolist(), strict=True)
-        words += [(view_of(a, e, EIGHT), view_of(a, e, FOUR)) for a, e in angles]
+        words += zip(*(way.of(some) for way in world.VIEW_WORDS), strict=True)
     numbers = torch.cat([some.camera_to_world.flatten(1) for some in cameras]).to(device)
     singles: dict[Arrangement, range] = {a: r for a, r in found.items() if len(a) == 1}
     return Pool(part, normal, pale, numbers, words, singles, {a: r for a, r in found.items() if len(a) == 3}, together)

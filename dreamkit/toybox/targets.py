@@ -166,10 +166,10 @@ def _weigh(
     return torch.stack([torch.einsum("m,mcs->cs", weights, one.mean) for one in each])
 
 
-def _chance(views: Sequence[tuple[str, str]], said: Sequence[str]) -> float:
-    """How likely these view words are said of these views, each with its exact and its rough one."""
+def _chance(views: Sequence[tuple[str, ...]], said: Sequence[str]) -> float:
+    """How likely these view words are said of these views, each with all that may be said of it."""
     chance = 1.0
-    for (exact, rough), word in zip(views, said, strict=True):
+    for ways, word in zip(views, said, strict=True):
         if word:
-            chance *= world.EXACT * (word == exact) + (1 - world.EXACT) * (word == rough)
+            chance *= sum(share for way, share in zip(ways, world.VIEW_WORDS.values(), strict=True) if way == word)
     return chance

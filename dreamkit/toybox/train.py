@@ -31,7 +31,6 @@ from dreamkit import device as devices
 from dreamkit.errors import InputError
 from dreamkit.priors.folder import meaning_of, read_json
 from dreamkit.priors.joint import see_together
-from dreamkit.prompts import EIGHT
 from dreamkit.streams import Streams
 from dreamkit.toybox import checkpoint, world
 from dreamkit.toybox.pictures import Pool, batch, cast_pool
@@ -297,7 +296,8 @@ def export(networks: Networks, folder: Path, together: int = 1) -> None:
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "_directions": EIGHT,
+        "_directions": world.EXACT.directions,
+        "_heights": world.EXACT.heights,
         "_views": [1, together] if together > 1 else [1],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -18,7 +18,7 @@ from dreamkit.cameras import Orbit
 from dreamkit.errors import InputError, nearest
 from dreamkit.kernels.query import surface
 from dreamkit.meshes import Mesh, join
-from dreamkit.prompts import EIGHT, FOUR, JOINTS
+from dreamkit.prompts import EIGHT, JOINTS, ViewWords
 from dreamkit.toybox.kinds import KINDS, RGB, SUPPORTS, Paint, Trim
 
 RADIUS = 0.8
@@ -206,8 +206,10 @@ def _painted(piece: Piece, thing: Thing) -> Mesh:
 
 FORMS = ("a {colour} {kind}", "{colour} {kind}", "the {colour} {kind}", "one {colour} {kind}", "a {kind} in {colour}")
 PARTIAL = ("a {kind}", "{kind}", "something {colour}")
-EXACT = 0.85
-"""How often captions say a view in the exact one of its two words."""
+SIDES = ViewWords(EIGHT)
+EXACT = ViewWords(EIGHT, (("low", -90.0), ("raised", 10.0), ("high", 35.0)))
+VIEW_WORDS = {EXACT: 0.75, SIDES: 0.15, ViewWords(): 0.1}
+"""How captions say from where a thing is seen, and how often so."""
 
 
 def named(prompt: str) -> Asked | None:
@@ -227,7 +229,7 @@ def named(prompt: str) -> Asked | None:
 def _thing(text: str) -> Thing | None:
     words = text.split()
     kinds, colours, materials = ([w for w in words if w in known] for known in (KINDS, COLOURS, MATERIALS))
-    known = set(" ".join(EIGHT + FOUR).split()) | {"overhead", "view", "in", "of", "and"}
+    known = _said_of_views() | {"view", "in", "of", "and"}
     if any(w not in known for w in words if w not in (*kinds, *colours, *materials)):
         return None
     if len(kinds) != 1 or len(colours) not in (1, 2) or len(materials) > 1:
@@ -235,11 +237,11 @@ def _thing(text: str) -> Thing | None:
     return Thing(kinds[0], colours[0], colours[1] if len(colours) == 2 else None, *materials)
 
 
-def caption(asked: Asked, views: tuple[str, str], draw: random.Random) -> str:
-    """A caption for a picture of what is asked for: mostly "a red mug, left side view", at times worded otherwise or
-    left open.
+def caption(asked: Asked, views: tuple[str, ...], draw: random.Random) -> str:
+    """A caption for a picture of what is asked for: mostly "a red mug, high left side view", at times worded otherwise
+    or left open.
 
-    views: its view words, exact and rough; the exact ones are used mostly.
+    views: what is said of its view in each way of VIEW_WORDS.
     """
     if isinstance(asked, Pair):
         joint = draw.choices(JOINTS[asked.relation], weights=(8, 1, 1)[: len(JOINTS[asked.relation])])[0]
@@ -247,7 +249,7 @@ def caption(asked: Asked, views: tuple[str, str], draw: random.Random) -> str:
     else:
         words = _noun(asked, draw)
     ending = draw.choices(["{w}, {v} view", "{v} view of {w}", "{w}"], weights=[0.8, 0.1, 0.1])[0]
-    text = ending.format(w=words, v=draw.choices(views, weights=[EXACT, 1 - EXACT])[0])
+    text = ending.format(w=words, v=draw.choices(views, weights=[*VIEW_WORDS.values()])[0])
     # "an orange mug"
     return text.replace("a orange", "an orange")
 
@@ -274,5 +276,8 @@ def vocabulary() -> list[str]:
     every = itertools.product(FORMS + PARTIAL, COLOURS, KINDS)
     text = " ".join(form.format(colour=colour, kind=kind) for form, colour, kind in every)
     joints = " ".join(itertools.chain(*JOINTS.values()))
-    views = " ".join(EIGHT + FOUR)
-    return sorted({*text.split(), *joints.split(), *views.split(), *MATERIALS[1:], "overhead", "an", ",", "view", "of"})
+    return sorted({*text.split(), *joints.split(), *_said_of_views(), *MATERIALS[1:], "an", ",", "view", "of"})
+
+
+def _said_of_views() -> set[str]:
+    return {word for way in VIEW_WORDS for view in way.every for word in view.split()}
