@@ -106,7 +106,7 @@ def _view(built: HashGridScene, shading: LightName) -> Seconds:
 
 
 def _clock(built: HashGridScene) -> float:
-    if built.table.is_cuda:
+    if built.network.table.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter()
 

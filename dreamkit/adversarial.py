@@ -76,12 +76,12 @@ class CodedScenes:
 
     def __init__(self, spec: Adversarial, prior: Prior, streams: Streams):
         self.prior, self.scene = prior, spec.representation.build(prior.device, streams)
-        hidden = self.scene.hidden
+        table, hidden, output = self.scene.network.weights
         mixing = 0.3 * streams.normal("code", (len(hidden), spec.code), like=hidden) / spec.code**0.5
         self.weights = {
-            "table": self.scene.table,
+            "table": table,
             "hidden": hidden,
-            "output": self.scene.output,
+            "output": output,
             "code": mixing.requires_grad_(),
         }
 
@@ -93,13 +93,13 @@ class CodedScenes:
     @contextmanager
     def _coded(self, code: Tensor) -> Iterator[None]:
         """While inside, the scene is theta(code)."""
-        self.scene.hidden = (
+        self.scene.network.hidden = (
             self.weights["hidden"] * (1 + linear(code.to(self.weights["code"]), self.weights["code"]))[:, None]
         )
         try:
             yield
         finally:
-            self.scene.hidden = self.weights["hidden"]
+            self.scene.network.hidden = self.weights["hidden"]
 
     def __call__(self, code: Tensor, cameras: Cameras, streams: Streams | None) -> Tensor:
         return self.prior.encode(self.render(code, cameras, streams), streams)

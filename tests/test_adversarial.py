@@ -99,7 +99,7 @@ def test_what_is_empty_is_asked_of_the_code_that_is_shown(monkeypatch):
     scene = generator.scene
 
     def density(points: Tensor) -> Tensor:
-        plain = torch.equal(scene.hidden, generator.weights["hidden"])
+        plain = torch.equal(scene.network.hidden, generator.weights["hidden"])
         return 100.0 * ((points[:, 1] < 0) if plain else (points[:, 1] > 0)).float()
 
     monkeypatch.setattr(scene, "density", density)
@@ -108,4 +108,4 @@ def test_what_is_empty_is_asked_of_the_code_that_is_shown(monkeypatch):
     assert scene.occupied[:, middle + 1 :].all()
     assert not scene.occupied[:, : middle - 2].any()
     assert scene.thinnest.abs().max() == 0
-    assert scene.hidden is generator.weights["hidden"]
+    assert scene.network.hidden is generator.weights["hidden"]

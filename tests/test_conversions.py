@@ -134,7 +134,7 @@ def test_equal_streams_teach_equal_bits(monkeypatch):
     sphere = MeshSurface().build("cpu", STREAMS)
     one, other, third = (NERF.from_scene(sphere, "cpu", Streams(seed, -1)) for seed in (4, 4, 5))
     assert all(torch.equal(a, b) for a, b in zip(one.state().values(), other.state().values(), strict=True))
-    assert not torch.equal(one.table, third.table)
+    assert not torch.equal(one.network.table, third.network.table)
 
 
 def test_a_network_paint_learns_the_colours(thing):
@@ -156,11 +156,11 @@ def test_a_scene_of_its_own_kind_that_does_not_fit_is_converted(scenes):
 
     coarse = replace(NERF, encoding=replace(ENCODING, levels=4))
     made = handed_over(scenes["nerf"], NERF, coarse, 0, CPU)
-    assert made.table.shape != scenes["nerf"].table.shape
+    assert made.network.table.shape != scenes["nerf"].network.table.shape
     assert silhouette_iou(seen(scenes["nerf"]).alpha, seen(made).alpha) > 0.85  # cells of a quarter of the first's
 
     same = handed_over(scenes["nerf"], NERF, NERF, 0, CPU)
-    assert torch.equal(same.table, scenes["nerf"].table)
+    assert torch.equal(same.network.table, scenes["nerf"].network.table)
     with pytest.raises(ValueError, match="a canvas of 8 pixels"):
         handed_over(Canvas(size=9).build("cpu", STREAMS), Canvas(size=9), Canvas(size=8), 0, CPU)
 

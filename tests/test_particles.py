@@ -156,10 +156,10 @@ def test_every_particle_of_canvases_is_written_and_the_preview_shows_all(tmp_pat
 def coloured(scene: HashGridScene, logits: tuple[float, float, float]) -> None:
     """A ball of one colour: features of one everywhere, a mean of them, and that times the colour's logits."""
     with torch.no_grad():
-        scene.table.fill_(1.0)
-        scene.hidden.fill_(1 / scene.hidden.shape[1])
-        scene.output.zero_()
-        scene.output[1:] = torch.tensor(logits)[:, None] / scene.output.shape[1]
+        scene.network.table.fill_(1.0)
+        scene.network.hidden.fill_(1 / scene.network.hidden.shape[1])
+        scene.network.output.zero_()
+        scene.network.output[1:] = torch.tensor(logits)[:, None] / scene.network.output.shape[1]
 
 
 def picture(file: Path) -> np.ndarray:

@@ -214,6 +214,6 @@ def test_guesses_are_compared_by_their_parameters_alone():
     scene.remembered += 100
     assert propeller._error(scene, guess) == 0
     with torch.no_grad():
-        scene.output += 0.5
+        scene.network.output += 0.5
     count = sum(p.numel() for group in scene.parameters() for p in group["params"])
-    assert propeller._error(scene, guess) == pytest.approx(0.25 * scene.output.numel() / count, rel=1e-6)
+    assert propeller._error(scene, guess) == pytest.approx(0.25 * scene.network.output.numel() / count, rel=1e-6)

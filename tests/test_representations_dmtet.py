@@ -361,7 +361,7 @@ def test_it_takes_over_a_volume_at_the_level_of_its_silhouettes(device):
     grid = HashGrid(encoding=TINY.encoding, hidden=TINY.hidden, blob_strength=60.0, blob_radius=0.6, cells=16)
     fog = grid.build(device, Streams(0, 0))
     with torch.no_grad():
-        fog.table += 0.5 * Streams(8, 0).normal("rough", tuple(fog.table.shape), like=fog.table)
+        fog.network.table += 0.5 * Streams(8, 0).normal("rough", tuple(fog.network.table.shape), like=fog.network.table)
     built = replace(EXPLICIT, resolution=16).from_scene(fog, device, Streams(1, -1))
     cameras = orbit([0.0, 90.0, 200.0], 20.0, size=64)
     with torch.no_grad():

@@ -29,8 +29,9 @@ VIEWS = orbit([10.0, 130.0], 20.0, size=10)
 def scene(device="cpu", spec=SMALL, rough=0.0):
     """A scene; `rough` adds noise to its table, so that it is no plain ball."""
     built = spec.build(device, Streams(7, 0))
+    table = built.network.table
     with torch.no_grad():
-        built.table += rough * Streams(8, 0).normal("rough", tuple(built.table.shape), like=built.table)
+        table += rough * Streams(8, 0).normal("rough", tuple(table.shape), like=table)
     return built
 
 
@@ -166,7 +167,7 @@ def test_no_occupied_cell_gives_the_background(device):
 def test_a_nan_is_seen_also_after_the_cells_were_looked_at(device):
     built = scene(device)
     with torch.no_grad():
-        built.table[:] = math.nan
+        built.network.table[:] = math.nan
     for step in range(12):
         assert built.render(VIEWS).rgb.isnan().any(), step
         built.after_step(step, Streams(0, step))
@@ -176,7 +177,7 @@ def test_a_nan_is_seen_also_after_the_cells_were_looked_at(device):
 def test_gradients_match_finite_differences(kind):
     built = scene(rough=0.5)
     for name in ("table", "hidden", "output"):
-        setattr(built, name, getattr(built, name).detach().double().requires_grad_())
+        setattr(built.network, name, getattr(built.network, name).detach().double().requires_grad_())
     built.thinnest = built.thinnest.double()
     views = orbit([10.0, 130.0], 20.0, size=5)
     views = replace(views, camera_to_world=views.camera_to_world.double(), fov_degrees=views.fov_degrees.double())
@@ -189,8 +190,7 @@ def test_gradients_match_finite_differences(kind):
 
     value().backward()
     small = 1e-6
-    for name in ("table", "hidden", "output"):
-        parameter = getattr(built, name)
+    for name, parameter in zip(("table", "hidden", "output"), built.network.weights, strict=True):
         move = mix.normal(name, tuple(parameter.shape), like=parameter)
         with torch.no_grad():
             parameter += small * move

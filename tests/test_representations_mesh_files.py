@@ -145,8 +145,9 @@ def test_the_ball_is_a_sphere_with_texture_coordinates_of_its_own():
 
 def test_a_scene_from_a_volume_looks_like_it():
     volume = HashGrid(NET.encoding, hidden=8, blob_strength=200.0).build("cpu", Streams(0, 0))
+    table = volume.network.table
     with torch.no_grad():
-        volume.table += 0.5 * torch.randn(volume.table.shape, generator=torch.Generator().manual_seed(0))
+        table += 0.5 * torch.randn(table.shape, generator=torch.Generator().manual_seed(0))
     spec = replace(SMALL, paint=Texture(size=128), grid_resolution=48, face_budget=3000)
     built = spec.from_scene(volume, "cpu", Streams(0, 0))
     views = orbit([30.0, 200.0], 20.0, size=48)

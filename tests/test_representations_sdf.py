@@ -32,14 +32,20 @@ VIEWS = orbit([10.0, 130.0], 20.0, size=12)
 def scene(spec=SMALL, device="cpu", rough=0.0):
     """A scene; `rough` adds noise to its table, so that it is no plain ball."""
     built = spec.build(device, Streams(7, 0))
+    table = built.network.table
     with torch.no_grad():
-        built.table += rough * Streams(8, 0).normal("rough", tuple(built.table.shape), like=built.table)
+        table += rough * Streams(8, 0).normal("rough", tuple(table.shape), like=table)
     return built
 
 
+def parts(built):
+    """What holds each of the parameters, by their names."""
+    return {"table": built.network, "hidden": built.network, "output": built.network, "log_width": built}
+
+
 def doubled(built):
-    for name in ("table", "hidden", "output", "log_width"):
-        setattr(built, name, getattr(built, name).detach().double().requires_grad_())
+    for name, part in parts(built).items():
+        setattr(part, name, getattr(part, name).detach().double().requires_grad_())
     built.thinnest = built.thinnest.double()
     return built
 
@@ -119,15 +125,15 @@ def test_gradients_match_finite_differences(kind, analytic):
         return sum(mixed) + 10 * losses.eikonal(images, built)
 
     def at(name, parameter, move, distance):
-        setattr(built, name, (parameter.detach() + distance * move).requires_grad_())
+        setattr(parts(built)[name], name, (parameter.detach() + distance * move).requires_grad_())
         return value().item()
 
     value().backward()
-    for name in ("table", "hidden", "output", "log_width"):
-        parameter = getattr(built, name)
+    for name, part in parts(built).items():
+        parameter = getattr(part, name)
         move = mix.normal(name, tuple(parameter.shape), like=parameter)
         slope = (at(name, parameter, move, small) - at(name, parameter, move, -small)) / (2 * small)
-        setattr(built, name, parameter)
+        setattr(part, name, parameter)
         # The central difference errs by small^2 and rounding / small, both near 1e-9; ReLU corners may be crossed.
         assert (parameter.grad * move).sum().item() == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
@@ -153,7 +159,7 @@ def test_chunks_of_rays_are_the_same_pictures_and_gradients():
     for built in (whole, parts):
         images = built.render(VIEWS, Streams(0, 0), normals=True)
         (images.rgb.sum() + images.normal.sum()).backward()
-        gradients.append(built.table.grad)
+        gradients.append(built.network.table.grad)
     # Sums in another order, of some 1000 samples.
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
 

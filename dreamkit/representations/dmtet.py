@@ -161,7 +161,7 @@ class DMTet:
         new = DMTetScene(self, streams, grid, sdf, position)
         albedo = new.albedo
         if not new.take_colour(scene) and albedo is not None and isinstance(scene, Solid | Volume):
-            tensors = [albedo.table, albedo.hidden, albedo.output]
+            tensors = [*albedo.weights]
             learn_colours(lambda p: torch.sigmoid(albedo(p)), tensors, new.mesh(), scene, device, streams)
         return new
 
@@ -284,14 +284,14 @@ class DMTetScene:
         now = at_end(self.spec, now)
         groups: list[Group] = []
         if self.network is not None and isinstance(now.geometry, Network):
-            groups = self.network.parameters("geometry", now.geometry)
+            groups = self.network.parameters(now.geometry, "geometry/")
         elif isinstance(now.geometry, Explicit):
             groups = [
                 {"name": "sdf", "params": [self.sdf], "lr": fixed(now.geometry.sdf_rate)},
                 {"name": "deform", "params": [self.deform], "lr": fixed(now.geometry.deform_rate)},
             ]
         if self.albedo is not None and now.colour is not None:
-            groups += self.albedo.parameters("colour", now.colour)
+            groups += self.albedo.parameters(now.colour, "colour/")
         return groups + self.backdrop.parameters(now.background)
 
     @torch.no_grad()
@@ -355,14 +355,15 @@ class DMTetScene:
         Returns whether the networks are.
         """
         if isinstance(scene, HashGridScene):
-            found = (scene.table, scene.hidden, scene.output[1:])
+            table, hidden, output = scene.network.weights
+            found = (table, hidden, output[1:])
         elif isinstance(scene, DMTetScene) and scene.albedo is not None:
-            found = (scene.albedo.table, scene.albedo.hidden, scene.albedo.output)
+            found = scene.albedo.weights
         else:
             return False
         if self.backdrop.learned is not None and scene.backdrop.learned is not None:
             self.backdrop.learned.copy_(scene.backdrop.learned)
-        mine = () if self.albedo is None else (self.albedo.table, self.albedo.hidden, self.albedo.output)
+        mine = () if self.albedo is None else self.albedo.weights
         alike = [a.shape for a in mine] == [b.shape for b in found]
         for a, b in zip(mine, found if alike else mine, strict=True):
             a.copy_(b)
@@ -373,8 +374,8 @@ class DMTetScene:
         return {} if self.network is not None else {"sdf": self.sdf, "deform": self.deform}
 
     def _tensors(self) -> dict[str, Tensor]:
-        networks = {} if self.network is None else self.network.tensors("geometry")
-        networks |= {} if self.albedo is None else self.albedo.tensors("colour")
+        networks = {} if self.network is None else self.network.tensors("geometry/")
+        networks |= {} if self.albedo is None else self.albedo.tensors("colour/")
         begun = {"start": self.start, "anchor": self.anchor, "frame": self.frame}
         return begun | self._parts() | networks | self.backdrop.tensors()
 

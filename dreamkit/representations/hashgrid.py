@@ -16,10 +16,11 @@ from torch import Tensor
 from dreamkit.cameras import Cameras
 from dreamkit.errors import InputError
 from dreamkit.images import Images
-from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
+from dreamkit.kernels.hashgrid import HashGridShape
 from dreamkit.kernels.march import cell_points, update_occupancy
 from dreamkit.render.volume import render_volume
 from dreamkit.representations.distil import learn
+from dreamkit.representations.network import FOR_64_PIXELS, POINTS_AT_ONCE, Network
 from dreamkit.representations.representation import (
     Backdrop,
     Background,
@@ -31,14 +32,11 @@ from dreamkit.representations.representation import (
     Shading,
     at_end,
 )
-from dreamkit.schedule import Number, check_rates, fixed
+from dreamkit.schedule import Number, check_rates
 from dreamkit.streams import Streams
 
 TAPS = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 """Corners of a tetrahedron: four values give a gradient, exact for a linear function."""
-
-FOR_64_PIXELS = HashGridShape(levels=8, features=2, log2_entries=15, coarsest=8, finest=128)
-"""The finest cells are half a pixel wide in pictures of 64 x 64. Larger pictures want more levels."""
 
 NOTHING = -50.0
 """Added to the density before its activation where nothing may be: softplus makes it less than 1e-21."""
@@ -51,7 +49,6 @@ DENSER = 2
 """Pictures that draw nothing have samples so many times as dense as training views: the mean of those, whose samples
 stand at random places, is what the scene looks like."""
 
-POINTS_AT_ONCE = 2**17
 RAYS_AT_ONCE = 2**15
 
 
@@ -102,6 +99,11 @@ class HashGrid:
             raise InputError(f"HashGrid needs forget in [0, 1): the share of a density that is kept; got {self.forget}")
         check_rates(self)
 
+    @property
+    def network(self) -> Network:
+        """Features and network alone."""
+        return Network(self.encoding, self.hidden, self.table_rate, self.network_rate, self.backend)
+
     def build(self, device: torch.device | str, streams: Streams) -> "HashGridScene":
         """A fresh scene: a ball of grey fog. Streams "init/table", "init/hidden" and "init/output"."""
         return HashGridScene(self, torch.device(device), streams)
@@ -118,22 +120,13 @@ class HashGrid:
 
 
 class HashGridScene:
-    """One hash-grid scene: a table, a network of two matrices, and grids of what is occupied and what is opaque."""
+    """One hash-grid scene: a network, and grids of what is occupied and what is opaque."""
 
     bounds = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
 
     def __init__(self, spec: HashGrid, device: torch.device, streams: Streams) -> None:
-        def leaf(values: Tensor) -> Tensor:
-            return values.float().to(device).requires_grad_()
-
-        def layer(name: str, rows: int, columns: int) -> Tensor:
-            return leaf((2 * streams.uniform(name, (rows, columns)) - 1) * (3 / columns) ** 0.5)
-
-        encoding = spec.encoding
         self.spec = spec
-        self.table = leaf(2e-4 * streams.uniform("init/table", (encoding.total, encoding.features)) - 1e-4)
-        self.hidden = layer("init/hidden", spec.hidden, encoding.width)
-        self.output = layer("init/output", 4, spec.hidden)
+        self.network = spec.network.build(4, device, streams)
         grid = (spec.cells,) * 3
         self.remembered = torch.zeros(grid, device=device)
         self.occupied = torch.ones(grid, dtype=torch.bool, device=device)
@@ -153,7 +146,7 @@ class HashGridScene:
     ) -> Images:
         """Pictures of the scene; see Scene.render. Streams "jitter", "background", "shading" and "light"."""
         now = at_end(self.spec, now)
-        cameras = cameras.to(self.table.device)
+        cameras = cameras.to(self.network.table.device)
         shading = shading or ("albedo" if streams is None else now.shading.choose(streams))
         light = now.shading.light(shading, cameras, streams)
         size = (len(cameras), cameras.height, cameras.width)
@@ -163,7 +156,7 @@ class HashGridScene:
             self.occupied,
             step=now.step if streams is not None else now.step / DENSER,
             background=self.backdrop.behind(len(cameras), streams, background),
-            jitter=0.5 if streams is None else streams.uniform("jitter", size, like=self.table),
+            jitter=0.5 if streams is None else streams.uniform("jitter", size, like=self.network.table),
             normal=self._normal if normals or light is not None else None,
             light=light,
             thinnest=self.thinnest,
@@ -174,11 +167,7 @@ class HashGridScene:
     def parameters(self, now: HashGrid | None = None) -> list[Group]:
         """Groups "table", "network" and, where it is learned, "background"."""
         now = at_end(self.spec, now)
-        groups: list[Group] = [
-            {"name": "table", "params": [self.table], "lr": fixed(now.table_rate)},
-            {"name": "network", "params": [self.hidden, self.output], "lr": fixed(now.network_rate)},
-        ]
-        return groups + self.backdrop.parameters(now.background)
+        return self.network.parameters(now.network) + self.backdrop.parameters(now.background)
 
     @torch.no_grad()
     def after_step(self, step: int, streams: Streams, now: HashGrid | None = None) -> None:
@@ -186,7 +175,7 @@ class HashGridScene:
         spec = self.spec
         if step % spec.refresh:
             return
-        draw = streams.uniform("occupancy", (spec.cells**3, 3), like=self.table)
+        draw = streams.uniform("occupancy", (spec.cells**3, 3), like=self.network.table)
         seen = self.density(cell_points(spec.cells, draw)).reshape(self.remembered.shape)
         # A scene that is thin everywhere must not be emptied all at once.
         empty = seen.mean().clamp(max=spec.empty)
@@ -226,7 +215,7 @@ class HashGridScene:
 
     def misfit(self, points: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """See `distil.Student`."""
-        out = F.linear(self._hidden(points), self.output)
+        out = self.network(points)
         want, unit = self._beginning(distance)
         error = (out[:, 0] + self._blob(points) - want) / unit
         inside = points.norm(dim=-1) < self.spec.radius
@@ -237,20 +226,16 @@ class HashGridScene:
         return (-SOLID / RIM * distance).clamp(-SOLID, SOLID), torch.full_like(distance, SOLID)
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("table", "hidden", "output", "remembered", "occupied", "thinnest", "blob")
-        return {name: getattr(self, name) for name in names} | self.backdrop.tensors()
+        grids = {name: getattr(self, name) for name in ("remembered", "occupied", "thinnest", "blob")}
+        return self.network.tensors() | grids | self.backdrop.tensors()
 
     def _field(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        out = F.linear(self._hidden(points), self.output)
+        out = self.network(points)
         return F.softplus(out[:, 0] + self._blob(points)), torch.sigmoid(out[:, 1:])
 
     def _raw(self, points: Tensor) -> Tensor:
         """[N] density before its activation."""
-        return F.linear(self._hidden(points), self.output[:1]).squeeze(-1) + self._blob(points)
-
-    def _hidden(self, points: Tensor) -> Tensor:
-        features = hashgrid((points + 1) / 2, self.table, self.spec.encoding, backend=self.spec.backend)
-        return F.relu(F.linear(features, self.hidden))
+        return self.network(points, 1).squeeze(-1) + self._blob(points)
 
     def _blob(self, points: Tensor) -> Tensor:
         radius = points.norm(dim=-1)
@@ -268,7 +253,7 @@ class HashGridScene:
         return F.normalize(-self._raw(around).reshape(-1, 4) @ taps, dim=-1, eps=1e-6)
 
     def _in_chunks(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-        points = points.to(self.table)
+        points = points.to(self.network.table)
         return torch.cat([function(part) for part in points.split(POINTS_AT_ONCE)])
 
 

@@ -8,10 +8,14 @@ from torch import Tensor
 
 from dreamkit.errors import InputError
 from dreamkit.kernels.hashgrid import HashGridShape, hashgrid
-from dreamkit.representations.hashgrid import FOR_64_PIXELS, POINTS_AT_ONCE
 from dreamkit.representations.representation import Group
 from dreamkit.schedule import Number, check_rates, fixed
 from dreamkit.streams import Streams
+
+FOR_64_PIXELS = HashGridShape(levels=8, features=2, log2_entries=15, coarsest=8, finest=128)
+"""The finest cells are half a pixel wide in pictures of 64 x 64. Larger pictures want more levels."""
+
+POINTS_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True)
@@ -54,23 +58,29 @@ class HashNetwork:
     hidden: Tensor
     output: Tensor
 
-    def __call__(self, points: Tensor) -> Tensor:
-        """[N, 3] world points -> [N, outputs], differentiable in the tensors, and twice in the points."""
+    def __call__(self, points: Tensor, outputs: int | None = None) -> Tensor:
+        """[N, 3] world points -> [N, outputs], the first so many; differentiable in the tensors, and twice in the
+        points."""
         features = hashgrid((points + 1) / 2, self.table, self.spec.encoding, backend=self.spec.backend)
-        return F.linear(F.relu(F.linear(features, self.hidden)), self.output)
+        return F.linear(F.relu(F.linear(features, self.hidden)), self.output[:outputs])
 
     @torch.no_grad()
     def in_parts(self, points: Tensor) -> Tensor:
         """The same for any number of points, without gradient."""
         return torch.cat([self(part) for part in points.to(self.table).split(POINTS_AT_ONCE)])
 
-    def parameters(self, name: str, now: Network) -> list[Group]:
-        """Groups "<name>/table" and "<name>/network"."""
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All that is optimised: table, hidden, output."""
+        return self.table, self.hidden, self.output
+
+    def parameters(self, now: Network, inside: str = "") -> list[Group]:
+        """Groups "table" and "network", their names with `inside` before them."""
         return [
-            {"name": f"{name}/table", "params": [self.table], "lr": fixed(now.table_rate)},
-            {"name": f"{name}/network", "params": [self.hidden, self.output], "lr": fixed(now.network_rate)},
+            {"name": f"{inside}table", "params": [self.table], "lr": fixed(now.table_rate)},
+            {"name": f"{inside}network", "params": [self.hidden, self.output], "lr": fixed(now.network_rate)},
         ]
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """For a scene's state."""
-        return {f"{name}/{part}": getattr(self, part) for part in ("table", "hidden", "output")}
+    def tensors(self, inside: str = "") -> dict[str, Tensor]:
+        """For a scene's state, their names with `inside` before them."""
+        return {f"{inside}{part}": getattr(self, part) for part in ("table", "hidden", "output")}

@@ -256,10 +256,10 @@ class NetworkPaint:
     def parameters(self, now: Painting, lit: bool) -> list[Group]:
         """Groups "paint/table" and "paint/network"."""
         assert isinstance(now, Network)
-        return self.network.parameters("paint", now)
+        return self.network.parameters(now, "paint/")
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.network.tensors("paint")
+        return self.network.tensors("paint/")
 
     def cut_off(self) -> None:
         """Its sigmoids keep to [0, 1]."""

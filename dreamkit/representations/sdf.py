@@ -83,7 +83,7 @@ class SignedDistanceScene(HashGridScene):
         super().__init__(spec.grid, device, streams)
         self.whole = spec
         self.log_width = torch.tensor(spec.width, device=device).log().requires_grad_()
-        self.probes = self.table.new_zeros(0, 3)  # where the eikonal loss looks: chosen by each training view
+        self.probes = self.network.table.new_zeros(0, 3)  # where the eikonal loss looks: chosen by each training view
         self._seen = self.probes  # the samples of the view that is being rendered
 
     @property
@@ -122,7 +122,7 @@ class SignedDistanceScene(HashGridScene):
         grid = None if now is None else now.grid
         images = super().render(cameras, streams, now=grid, **rest)
         if streams is not None:
-            drawn = 2 * streams.uniform("eikonal", (PROBES, 3), like=self.table) - 1
+            drawn = 2 * streams.uniform("eikonal", (PROBES, 3), like=self.network.table) - 1
             probes = torch.cat([self._seen[:: max(1, len(self._seen) // PROBES)], drawn])
             self.probes = probes[probes.norm(dim=-1) < self.spec.radius - 2 * self.spec.normal_step]
         self._seen = self.probes[:0]
@@ -159,7 +159,7 @@ class SignedDistanceScene(HashGridScene):
 
     def _field(self, points: Tensor) -> tuple[Tensor, Tensor]:
         self._seen = points.detach()
-        out = F.linear(self._hidden(points), self.output)
+        out = self.network(points)
         distance = -(out[:, 0] + self._blob(points)) / self._scale
         return self._opacity(distance), torch.sigmoid(out[:, 1:])
 
