@@ -11,7 +11,8 @@ prompts/toybox.txt, which is for tuning. The judge, trained on renders only, say
 ("kind"; "pairs" for captions of two things), and of those that do, how many have the right colours, material and view
 (one of eight sides; any from which the thing looks the same is right). A picture that stands near the border of its
 side may be told as the next one: "nearly" counts that as right too. The row "true" is the judge's verdict on true
-pictures of the same captions, as high as a prior can come.
+pictures of the same captions, as high as a prior can come. Captions say the view in the prior's own words, with heights
+if it knows them; one that tells no left from right cannot be right about sides.
 
 Sides: what the prior makes of noise alone should be the mean picture of what it is asked for. How far that depends on
 the side, of how far it should, for each kind: 1 is right, 0 is the same from everywhere.
@@ -47,15 +48,17 @@ from dreamkit.recipe import data_folder
 from dreamkit.run import Run, slug
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
-from dreamkit.toybox.answers import Answers, arrangement_of, cast_answers
+from dreamkit.toybox.answers import arrangement_of, cast_answers
 from dreamkit.toybox.judge import HELD_OUT, Judge, Verdict, things_of
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
 from dreamkit.toybox.pictures import Batch, Pool, cast, cast_pool, shade
 from dreamkit.toybox.targets import expected, take_apart
 from dreamkit.toybox.world import Asked, Pair, Thing
 
-STEPS, BATCH, ELEVATION = 30, 24, (-10.0, 60.0)
-MARKS = ("kind", "pairs", "colour", "second", "material", "view", "nearly")
+STEPS, BATCH, ELEVATION = 30, 24, (-10.0, 50.0)
+"""Of sampling; and the degrees of elevation that wishes are seen from, none near to "overhead"."""
+QUESTIONS = {"colour": "colour", "second": "second", "material": "material", "view": "view", "nearly": "view"}
+MARKS = ("kind", "pairs", *QUESTIONS)
 SIDED = 2e-3
 """Mean square of what a side adds to a kind's mean picture, in [-1, 1], above which a kind is taken to have sides."""
 
@@ -69,7 +72,7 @@ class Wish:
 
     asked: Asked
     direction: int
-    elevation: float = 20.0
+    elevation: float
 
     def said(self, words: ViewWords) -> str:
         """The caption, with a prior's words for where it is seen from."""
@@ -91,7 +94,7 @@ def _noun(thing: Thing) -> str:
 
 def wishes(count: int, seed: int) -> list[Wish]:
     """Random things and, one in six, pairs; nothing of the tuning list."""
-    draw, heights = random.Random(seed), random.Random(seed)
+    draw, heights = random.Random(seed), random.Random(f"{seed} heights")
     tuned = {world.named(prompt) for prompt in read_list(data_folder("prompts") / "toybox.txt")}
 
     def thing(kind: str, plain: bool) -> Thing:
@@ -123,16 +126,17 @@ def draw_samples(prior: Prior, wanted: list[Wish], scale: float, seed: int) -> t
     return torch.cat(pictures).clamp(0, 1)
 
 
-def true_pictures(wanted: list[Wish], seed: int) -> torch.Tensor:
-    """The world's own picture [N, 3, H, W] of each wish, from one of training's cameras that stands where it says.
+def true_pictures(wanted: list[Wish], words: ViewWords, seed: int) -> torch.Tensor:
+    """The world's own picture [N, 3, H, W] of each wish, from one of training's cameras that stands where it says in
+    these words.
 
     What the judge makes of these is what it would make of a perfect prior: a side's border is as near as it may be.
     """
     layers, poses, draw = [], [], random.Random(seed)
     for number, wish in enumerate(wanted):
-        cameras = world.CAMERAS.sample(256, Streams(seed, number), "true")
-        view = world.EXACT.at(45.0 * wish.direction, wish.elevation)
-        at = draw.choice([i for i, said in enumerate(world.EXACT.of(cameras)) if said == view])
+        cameras = world.CAMERAS.sample(1024, Streams(seed, number), "true")  # a 29th of them say any one view
+        view = words.at(45.0 * wish.direction, wish.elevation)
+        at = draw.choice([i for i, said in enumerate(words.of(cameras)) if said == view])
         layers.append(cast(arrangement_of(wish.asked), cameras[at : at + 1], torch.device("cpu")))
         poses.append(cameras.camera_to_world[at].flatten())
     part, normal, pale = (torch.cat(layer) for layer in zip(*layers, strict=True))
@@ -151,11 +155,11 @@ def judge_samples(pictures: torch.Tensor, wanted: list[Wish], judge: Judge) -> d
         if not shown:
             continue
         right = cast_answers(wish.asked, orbit([45.0 * wish.direction], wish.elevation))
-        near = Answers(right.present, {"view": with_neighbours(right.right["view"])})
-        for name in MARKS[2:]:
-            question, truth = ("view", near) if name == "nearly" else (name, right)
+        near = replace(right, right=right.right | {"view": with_neighbours(right.right["view"])})
+        for name, question in QUESTIONS.items():
             for thing in things_of(wish.asked):
-                if bool(truth.asks(question, thing.kind)):
+                if bool(right.asks(question, thing.kind)):
+                    truth = near if name == "nearly" else right
                     marks[name].append(bool(one.right(question, thing.kind, truth)))
     return {name: round(sum(values) / len(values), 3) for name, values in marks.items() if values}
 
@@ -172,7 +176,10 @@ def samples(given: argparse.Namespace) -> None:
     first = wanted[0].said(prior.view_words)
     print(f"{len(wanted)} captions, such as {first!r}; {STEPS} DDIM steps; prior {prior.identity()['weights']}")
     print("scale  " + "".join(f"{name:>10}" for name in MARKS))
-    print(f"{'true':<7}{_row(judge_samples(true_pictures(wanted, given.seed), wanted, judge))}", flush=True)
+    print(
+        f"{'true':<7}{_row(judge_samples(true_pictures(wanted, prior.view_words, given.seed), wanted, judge))}",
+        flush=True,
+    )
     scales = [float(value) for value in given.scales.split(",")]
     for scale in scales:
         pictures = draw_samples(prior, wanted, scale, given.seed).cpu()
@@ -211,9 +218,12 @@ def sides(given: argparse.Namespace) -> None:
 def side_gains(prior: Prior, pool: Pool, draws: int = 4) -> dict[str, float]:
     """<answer, truth> / <truth, truth> for each kind of a pool, of eight sides' deviations from their mean.
 
-    Truth is E[x | caption] (`targets.expected`), the answer the prior's x0 at its noisiest level, a mean of `draws`.
-    Kinds that look much the same from all sides are left out.
+    Truth is E[x | caption] (`targets.expected`) of captions that say the side, any side as likely, and no height; the
+    answer the prior's x0 at its noisiest level, a mean of `draws`. Kinds that look much the same from all sides are
+    left out.
     """
+    way = [*world.VIEW_WORDS].index(world.SIDES)
+    pool = replace(pool, views=[(said[way],) * len(said) for said in pool.views])
     layers, found = take_apart(pool), {}
     for (kind,), views in pool.kinds.items():
         things: list[Asked] = [Thing(kind, "red")] * 8

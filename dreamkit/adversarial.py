@@ -76,14 +76,9 @@ class CodedScenes:
 
     def __init__(self, spec: Adversarial, prior: Prior, streams: Streams):
         self.prior, self.scene = prior, spec.representation.build(prior.device, streams)
-        table, hidden, output = self.scene.network.weights
+        hidden = self.scene.network.hidden
         mixing = 0.3 * streams.normal("code", (len(hidden), spec.code), like=hidden) / spec.code**0.5
-        self.weights = {
-            "table": table,
-            "hidden": hidden,
-            "output": output,
-            "code": mixing.requires_grad_(),
-        }
+        self.weights = self.scene.network.tensors() | {"code": mixing.requires_grad_()}
 
     def render(self, code: Tensor, cameras: Cameras, streams: Streams | None) -> Tensor:
         """Pictures [B, 3, H, W] of theta(code); of the plain preview without streams."""

@@ -4,9 +4,11 @@ View-dependent prompting (DreamFusion, arXiv:2209.14988, section 3.2): the promp
 stands, in the words that the prior knows (`Prior.view_words`).
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor
@@ -18,14 +20,12 @@ FOUR = ("front", "side", "back", "side")
 """DreamFusion's words, which most priors know."""
 EIGHT = ("front", "front left", "left side", "back left", "back", "back right", "right side", "front right")
 """Words that tell an object's left side (towards +y) from its right."""
+OVERHEAD = 60.0
+"""Degrees of elevation above which a view is "overhead", from whatever side."""
 
 JOINTS = {"next to": ("next to", "beside", "and"), "on top of": ("on top of", "on")}
 """How two things can stand to each other, and how each relation is said: the first is to the left of the second, seen
 from the front, or on it."""
-
-
-OVERHEAD = 60.0
-"""Degrees of elevation above which a view is "overhead", from whatever side."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,16 @@ class ViewWords:
     directions: tuple[str, ...] = FOUR
     """Round the object in equal sectors, counter-clockwise seen from above, the first centred on its front."""
     heights: tuple[tuple[str, float], ...] = ()
-    """Words, each with the degrees of elevation from which on it is said, ascending; most priors know none."""
+    """Words, each with the degrees of elevation from which on it is said, ascending; the lowest is said of all that is
+    below, too. Most priors know none."""
+
+    def __post_init__(self) -> None:
+        starts = [start for _, start in self.heights]
+        if not self.directions or not all(a < b for a, b in pairwise([-math.inf, *starts, OVERHEAD])):
+            raise InputError(
+                f"view words are directions, and heights that begin in ascending order below {OVERHEAD:g} degrees; "
+                f"got {self.directions} and {self.heights}"
+            )
 
     def at(self, azimuth_degrees: float, elevation_degrees: float) -> str:
         """What is said of a camera."""
@@ -44,8 +53,9 @@ class ViewWords:
             return "overhead"
         sector = 360.0 / len(self.directions)
         direction = self.directions[int((azimuth_degrees + sector / 2) // sector) % len(self.directions)]
-        height = [f"{word} " for word, start in self.heights if elevation_degrees >= start][-1:]
-        return "".join([*height, direction])
+        below = [word for word, start in self.heights if elevation_degrees >= start]
+        height = below[-1:] or [word for word, _ in self.heights[:1]]
+        return " ".join([*height, direction])
 
     def of(self, cameras: Cameras) -> list[str]:
         """What is said of every camera of a batch."""

@@ -338,20 +338,29 @@ def test_eight_words_go_round_the_object_by_its_left_side():
 
 @pytest.mark.parametrize(
     ("elevation", "view"),
-    [
-        (-30.0, "back"),
-        (0.0, "low back"),
-        (29.9, "low back"),
-        (30.0, "high back"),
-        (60.0, "high back"),
-        (61, "overhead"),
-    ],
+    [(-30, "low back"), (0, "low back"), (29.9, "low back"), (30, "high back"), (60, "high back"), (61, "overhead")],
 )
 def test_a_height_is_said_before_the_direction_from_where_it_begins(elevation, view):
-    words = ViewWords(heights=(("low", 0.0), ("high", 30.0)))
-    assert words.at(180.0, elevation) == view
-    assert set(words.every) == {"overhead"} | {f"{h} {d}" for h in ("low", "high") for d in ("front", "side", "back")}
-    assert ViewWords().every == ("overhead", "front", "side", "back")
+    """And the lowest below that, too."""
+    assert ViewWords(heights=(("low", 0.0), ("high", 30.0))).at(180.0, elevation) == view
+
+
+@pytest.mark.parametrize(
+    "words",
+    [ViewWords(), ViewWords(EIGHT), ViewWords(("all round",)), ViewWords(EIGHT, (("low", -15.0), ("high", 30.0)))],
+)
+def test_every_view_is_said_from_somewhere_and_no_other(words):
+    said = {words.at(azimuth, elevation) for azimuth in range(-180, 540, 10) for elevation in range(-90, 91, 5)}
+    assert said == set(words.every)
+    assert len(words.every) == len(said)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"directions": ()}, {"heights": (("a", 5.0), ("b", 5.0))}, {"heights": (("a", 60.0),)}]
+)
+def test_view_words_that_could_not_be_said_are_refused(wrong):
+    with pytest.raises(InputError, match="ascending order"):
+        ViewWords(**wrong)
 
 
 def test_a_prompt_list_is_its_lines(tmp_path):

@@ -105,6 +105,9 @@ def test_a_prior_with_eight_words_is_asked_for_the_two_next_to_the_camera(monkey
     asked.clear()
     BETWEEN.conditions(prior, "z", orbit([-100.0], 40.0), True)
     assert sorted(asked) == ["z, high back right view", "z, high front view", "z, high right side view"]
+    asked.clear()
+    BETWEEN.conditions(prior, "w", orbit([60.0], 70.0), True)
+    assert sorted(asked) == ["w, high front view", "w, high left side view", "w, overhead view"]
 
 
 def test_without_weights_it_is_plain_guidance_between_the_views():

@@ -1,6 +1,7 @@
 """The door to diffusers: tiny random pipelines, saved to disk, against diffusers' own sampler and schedulers."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -395,12 +396,20 @@ def test_a_folder_may_name_its_words_for_where_a_camera_stands(toy, tmp_path):
     folder = Path(shutil.copytree(toy, tmp_path / "model"))
     change_index(folder, _directions=["front", "left", "back", "right"])
     assert load(folder).view_words == ViewWords(("front", "left", "back", "right"))
-    change_index(folder, _heights=[["high", 30], ["low", -90]])
+    change_index(folder, _heights=[["low", -90], ["high", 30]])
     assert load(folder).view_words.heights == (("low", -90.0), ("high", 30.0))
     change_index(folder, _directions="front")
     with pytest.raises(InputError, match="should be a list of words; it is 'front'"):
         load(folder)
-    for wrong in (["low", "high"], [["low"]], [["low", "high"]], 3):
+    for wrong in (
+        ["low", "high"],
+        [["low"]],
+        [["low", "high"]],
+        [[1, 2]],
+        [["low", math.nan]],
+        [["a", 9], ["b", 3]],
+        3,
+    ):
         change_index(folder, _directions=["front"], _heights=wrong)
         with pytest.raises(InputError, match=r'"_heights" in .* should be a list of pairs'):
             load(folder)

@@ -167,11 +167,16 @@ def test_a_scene_from_a_volume_begins_with_what_is_as_opaque_as_it_says():
             (seen != (replace(spec, opaque=opaque).from_scene(volume, "cpu", Streams(0, 0)).render(views).alpha > 0.5))
             for opaque in (0.1, 0.5)
         ]
-    # Where the volume is at least a tenth opaque: a few border pixels are off, and the rim of what is half as opaque.
-    assert off[0].float().mean() < 0.003
-    assert off[1].float().mean() > 2 * off[0].float().mean() + 0.003
+    # Where the volume is at least a tenth opaque, of some 120 border pixels one in ten is off (6 of 4,608 were); where it
+    # is less than half so, there is a rim of it, a third of a pixel wide.
+    assert off[0].sum() < 12
+    assert off[1].sum() > 24
+
+
+@pytest.mark.parametrize("opaque", [0.0, 1.0])
+def test_an_opacity_that_shows_all_or_nothing_is_refused(opaque):
     with pytest.raises(InputError, match="opaque between 0 and 1"):
-        MeshSurface(opaque=1.0)
+        MeshSurface(opaque=opaque)
 
 
 def test_a_scene_from_a_mesh_scene_is_the_same(device):

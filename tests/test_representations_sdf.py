@@ -38,13 +38,13 @@ def scene(spec=SMALL, device="cpu", rough=0.0):
     return built
 
 
-def parts(built):
+def holders(built):
     """What holds each of the parameters, by their names."""
     return {"table": built.network, "hidden": built.network, "output": built.network, "log_width": built}
 
 
 def doubled(built):
-    for name, part in parts(built).items():
+    for name, part in holders(built).items():
         setattr(part, name, getattr(part, name).detach().double().requires_grad_())
     built.thinnest = built.thinnest.double()
     return built
@@ -125,11 +125,11 @@ def test_gradients_match_finite_differences(kind, analytic):
         return sum(mixed) + 10 * losses.eikonal(images, built)
 
     def at(name, parameter, move, distance):
-        setattr(parts(built)[name], name, (parameter.detach() + distance * move).requires_grad_())
+        setattr(holders(built)[name], name, (parameter.detach() + distance * move).requires_grad_())
         return value().item()
 
     value().backward()
-    for name, part in parts(built).items():
+    for name, part in holders(built).items():
         parameter = getattr(part, name)
         move = mix.normal(name, tuple(parameter.shape), like=parameter)
         slope = (at(name, parameter, move, small) - at(name, parameter, move, -small)) / (2 * small)

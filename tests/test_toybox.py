@@ -139,6 +139,7 @@ def test_what_the_world_lacks_names_the_nearest():
 def test_a_prompt_names_what_it_asks_for_or_does_not():
     for prompt, asked in {
         "a red mug, left side view": Thing("mug", "red"),
+        "high front left view of a red mug": Thing("mug", "red"),
         "An Orange lamp": Thing("lamp", "orange"),
         "a mug in red": Thing("mug", "red"),
         "a red and blue mug": Thing("mug", "red", "blue"),
@@ -149,7 +150,8 @@ def test_a_prompt_names_what_it_asks_for_or_does_not():
         ),
     }.items():
         assert world.named(prompt) == asked, prompt
-    for prompt in ("a mug", "something red", "a red mug on a table", "a red zeppelin", "a red mug near a cat", ""):
+    unsaid = ("a mug", "something red", "a red mug on a table", "a red zeppelin", "a red mug near a cat", "")
+    for prompt in (*unsaid, "a low red table", "a red mug, bird view"):
         assert world.named(prompt) is None, prompt
     for prompt in ("a red cat on a blue mug", "a red mug next to a blue mug"):  # nothing stands there; two of a kind
         assert world.named(prompt) is None, prompt

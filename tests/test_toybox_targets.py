@@ -110,12 +110,14 @@ def test_what_is_left_over_is_chance(pool, layers, together, alpha):
     assert (x - mean).square().mean() < (x - blind).square().mean()
 
 
-@pytest.mark.parametrize("said", ["left side", "back"])
+@pytest.mark.parametrize("said", ["left side", "back", "high left side", "overhead"])
 def test_without_a_signal_it_is_the_mean_over_the_views_that_the_words_may_mean(pool, layers, said):
-    """Two ways to tell a view say "back" of what is seen just from behind, only the rough one of what is nearly."""
+    """Two ways to tell a view say "back" of what is seen just from behind, only the rough one of what is nearly; all
+    say "overhead"."""
     single = replace(pool, together=1)
     words = {view: single.views[view] for view in single.kinds["duck",] if said in single.views[view]}
-    likely = torch.tensor([0.15 * (side == said) + 0.1 * (rough == said) for _, side, rough in words.values()])
+    shares = world.VIEW_WORDS.values()
+    likely = torch.tensor([sum(s for w, s in zip(ways, shares, strict=True) if w == said) for ways in words.values()])
     z, signal, sigma, seen = noisy(single, Thing("duck", "blue"), 2, 1, 0.0)
     seen = seen._replace(captions=[f"a blue duck, {said} view"] * 2, views=[*words][:1] * 2)
     mean = expected(single, layers, seen, z, signal, sigma, 0).x
@@ -156,6 +158,19 @@ def test_where_the_mean_is_not_known_it_is_the_picture_itself(pool, layers):
     x, weight = expected(single, layers, seen, z, signal, sigma, 0)
     assert (x - 2 * seen.pictures + 1).abs().max() > 0.1
     assert (weight == MEAN).all()
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_a_mean_counts_as_many_pictures_as_it_is_of_up_to_a_limit(pool, layers, together):
+    some = replace(pool, together=together)
+    z, signal, sigma, seen = noisy(some, Thing("boat", "pink"), 4, together, 0.01)
+    first = some.views[seen.views[0]][0]
+    said = [some.views[view][0] for view in seen.views] if together == 4 else [first] * 4
+    seen = seen._replace(captions=[f"a pink boat, {words} view" for words in said])
+    alike = [view for view in some.kinds["boat",][::together] if some.views[view][0] == first]
+    _, weight = expected(some, layers, seen, z, signal, sigma, 0)
+    assert len(alike) * HIDDEN < MEAN  # so that this is not the limit
+    assert weight[0] == pytest.approx(HIDDEN * len(alike))
 
 
 def test_the_view_words_of_captions_are_read(pool):

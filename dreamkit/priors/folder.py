@@ -2,7 +2,7 @@
 
 From safetensors and JSON only: nothing that is loaded can run code, and classes outside the table below are refused.
 A model trained on other words than DreamFusion's for where a camera stands names them in its model_index.json, under
-"_directions"; one that can see several views of an object together lists how many, under "_views".
+"_directions" and "_heights"; one that can see several views of an object together lists how many, under "_views".
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from dreamkit.device import installed
 from dreamkit.diffusion import Parameterization, scaled_linear
 from dreamkit.disk import expanded
 from dreamkit.errors import InputError
-from dreamkit.prompts import FOUR, ViewWords
+from dreamkit.prompts import FOUR, OVERHEAD, ViewWords
 
 CLASSES = {
     "unet": {"UNet2DConditionModel": "diffusers"},
@@ -112,7 +112,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_index(folder: Path) -> dict[str, str]:
     """The class name of each part a folder names. Raises InputError for parts that are missing or of another kind."""
     entries = read_json(folder / "model_index.json")
-    pairs = {name: value[1] for name, value in entries.items() if isinstance(value, list) and len(value) == 2}
+    named = {name: value for name, value in entries.items() if not name.startswith("_")}
+    pairs = {name: value[1] for name, value in named.items() if isinstance(value, list) and len(value) == 2}
     parts = {name: cls for name, cls in pairs.items() if cls is not None}
     if "text_encoder_2" in parts or "transformer" in parts:
         raise InputError(
@@ -135,13 +136,13 @@ def view_words_of(folder: Path) -> ViewWords:
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise InputError(f'"_directions" in {folder}/model_index.json should be a list of words; it is {words!r}.')
     try:
-        starts = tuple((str(word), float(start)) for word, start in heights)
-    except (TypeError, ValueError) as error:
+        starts = tuple((word.strip(), float(start)) for word, start in heights)
+        return ViewWords(tuple(words), starts)
+    except (AttributeError, TypeError, ValueError, InputError) as error:
         raise InputError(
             f'"_heights" in {folder}/model_index.json should be a list of pairs, each of a word and the degrees of '
-            f"elevation from which on it is said; it is {heights!r}."
+            f"elevation from which on it is said, ascending and below {OVERHEAD:g}; it is {heights!r}."
         ) from error
-    return ViewWords(tuple(words), tuple(sorted(starts, key=lambda pair: pair[1])))
 
 
 def chosen_views(wanted: int | None, folder: Path) -> int:

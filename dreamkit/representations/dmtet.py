@@ -161,8 +161,7 @@ class DMTet:
         new = DMTetScene(self, streams, grid, sdf, position)
         albedo = new.albedo
         if not new.take_colour(scene) and albedo is not None and isinstance(scene, Solid | Volume):
-            tensors = [*albedo.weights]
-            learn_colours(lambda p: torch.sigmoid(albedo(p)), tensors, new.mesh(), scene, device, streams)
+            learn_colours(lambda p: torch.sigmoid(albedo(p)), albedo.weights, new.mesh(), scene, device, streams)
         return new
 
 

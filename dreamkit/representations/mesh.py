@@ -401,8 +401,9 @@ class MeshScene:
         """Fit a network paint to the colours that are seen of another scene on the surface; a texture has them."""
         paint = self._parts[2]
         if isinstance(paint, NetworkPaint):
-            tensors = [*paint.network.weights]
-            learn_colours(lambda p: paint.values(p)[:, :3], tensors, self.mesh(), scene, self.device, streams)
+            learn_colours(
+                lambda p: paint.values(p)[:, :3], paint.network.weights, self.mesh(), scene, self.device, streams
+            )
 
     @property
     def _is_lit(self) -> bool:

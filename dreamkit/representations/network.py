@@ -59,8 +59,8 @@ class HashNetwork:
     output: Tensor
 
     def __call__(self, points: Tensor, outputs: int | None = None) -> Tensor:
-        """[N, 3] world points -> [N, outputs], the first so many; differentiable in the tensors, and twice in the
-        points."""
+        """[N, 3] world points -> [N, outputs]: the first `outputs`, or all; differentiable in the tensors, and twice in
+        the points."""
         features = hashgrid((points + 1) / 2, self.table, self.spec.encoding, backend=self.spec.backend)
         return F.linear(F.relu(F.linear(features, self.hidden)), self.output[:outputs])
 

@@ -39,7 +39,7 @@ def surface_of(
         faces: at most so many.
         resolution: nodes along each side of the grid on which the surface of a volume is found.
         seen: the scene's pictures from `check_cameras`, if they are there already.
-        opaque: the opacity above which their pixels show the object.
+        opaque: the opacity above which a pixel of a volume's pictures shows the object.
 
     Raises RunError if there is no surface, InputError for a scene that can have none.
     """

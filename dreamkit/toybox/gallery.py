@@ -30,9 +30,10 @@ def words() -> dict[str, str]:
 
 
 def unknown() -> list[str]:
-    """The words of this world that the prior which ships does not know (yet): it was trained on a smaller one."""
+    """The words for things of this world that the prior which ships does not know: it was trained on a smaller one."""
     tokenizer = json.loads((Path(__file__).parent / "weights" / "tokenizer" / "tokenizer.json").read_text())
-    return [word for word in world.vocabulary() if word not in tokenizer["model"]["vocab"]]
+    known = {*tokenizer["model"]["vocab"], *world.words_for_views()}
+    return [word for word in world.vocabulary() if word not in known]
 
 
 def write(path: Path, seed: int = 0) -> Path:

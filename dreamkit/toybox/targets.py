@@ -37,8 +37,9 @@ HIDING = 0.12
 CANDIDATES = 48
 """Views, or groups of views seen together, that are weighed against each other."""
 MEAN, HIDDEN = 5.0, 0.3
-"""What a target counts that is a mean, and one of a hidden picture that is not, beside that of a clear picture: about
-the inverse of the chance in them. Without it, what the means teach drowns in the chance of the others."""
+"""What a target counts beside that of a clear picture: a mean over so many views that hardly any chance is left in it,
+and one hidden picture. A mean over n views has an n-th of the chance, and counts n hidden pictures, at most MEAN.
+Without such weights, what the means teach drowns in the chance of the others."""
 LAMPS = 6
 """Lamps drawn for a view; the layers show the mean of their light."""
 
@@ -135,8 +136,8 @@ def expected(pool: Pool, layers: Layers, seen: Batch, z: Tensor, alpha: Tensor, 
         rows = range(first, first + pool.together)
         if alpha[first] < HIDING and all(_is_plain(seen.asked[row], seen.captions[row]) for row in rows):
             found = _weigh(pool, layers, seen, z, rows, float(alpha[first]), float(sigma[first]), draw)
-            x[first : first + pool.together] = found.unflatten(-1, x.shape[-2:])
-            weight[first : first + pool.together] = MEAN
+            x[first : first + pool.together] = found.mean.unflatten(-1, x.shape[-2:])
+            weight[first : first + pool.together] = min(MEAN, HIDDEN * found.views)
     return Target(x, weight)
 
 
@@ -146,10 +147,17 @@ def _is_plain(asked: Asked, caption: str) -> bool:
     return all(thing.material == "matte" for thing in things) and world.named(caption) == asked
 
 
+class Weighed(NamedTuple):
+    """mean [R, 3, S * S]. views: over how many, or over how many groups of views."""
+
+    mean: Tensor
+    views: int
+
+
 def _weigh(
     pool: Pool, layers: Layers, seen: Batch, z: Tensor, rows: range, alpha: float, sigma: float, draw: random.Random
-) -> Tensor:
-    """E[x | z, captions] [R, 3, S * S] of the R views of one thing."""
+) -> Weighed:
+    """E[x | z, captions] of the R views of one thing."""
     asked, own = seen.asked[rows[0]], seen.views[rows[0]]
     arrangement = arrangement_of(asked)
     views = (pool.kinds | pool.pairs)[arrangement]
@@ -163,7 +171,7 @@ def _weigh(
     each = [explain(planes[:, k], colours, z[row].flatten(1), alpha, sigma) for k, row in enumerate(rows)]
     prior = torch.tensor([chances[number] for number in chosen]).log().to(z)
     weights = (prior + torch.stack([one.evidence for one in each]).sum(0)).softmax(0)
-    return torch.stack([torch.einsum("m,mcs->cs", weights, one.mean) for one in each])
+    return Weighed(torch.stack([torch.einsum("m,mcs->cs", weights, one.mean) for one in each]), len(chosen))
 
 
 def _chance(views: Sequence[tuple[str, ...]], said: Sequence[str]) -> float:

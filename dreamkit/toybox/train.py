@@ -296,8 +296,8 @@ def export(networks: Networks, folder: Path, together: int = 1) -> None:
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "_directions": world.EXACT.directions,
-        "_heights": world.EXACT.heights,
+        "_directions": world.SIDES_AND_HEIGHTS.directions,
+        "_heights": world.SIDES_AND_HEIGHTS.heights,
         "_views": [1, together] if together > 1 else [1],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -207,15 +207,15 @@ def _painted(piece: Piece, thing: Thing) -> Mesh:
 FORMS = ("a {colour} {kind}", "{colour} {kind}", "the {colour} {kind}", "one {colour} {kind}", "a {kind} in {colour}")
 PARTIAL = ("a {kind}", "{kind}", "something {colour}")
 SIDES = ViewWords(EIGHT)
-EXACT = ViewWords(EIGHT, (("low", -90.0), ("raised", 10.0), ("high", 35.0)))
-VIEW_WORDS = {EXACT: 0.75, SIDES: 0.15, ViewWords(): 0.1}
+SIDES_AND_HEIGHTS = ViewWords(EIGHT, (("low", -15.0), ("raised", 10.0), ("high", 35.0)))
+VIEW_WORDS = {SIDES_AND_HEIGHTS: 0.75, SIDES: 0.15, ViewWords(): 0.1}
 """How captions say from where a thing is seen, and how often so."""
 
 
 def named(prompt: str) -> Asked | None:
     """What a prompt asks for, if it says so in this world's words, with a colour for each kind; else None, also for two
     things of one kind, and for things on what nothing can stand on."""
-    words = prompt.lower().replace(",", " ").split()
+    words = without_view(prompt.lower()).replace(",", " ").split()
     text = " ".join(word for word in words if word not in ("a", "an", "the", "one"))
     for relation, ways in JOINTS.items():
         for found in (found for way in ways for found in re.finditer(f" {way} ", text)):  # "red and blue" is no pair
@@ -229,8 +229,7 @@ def named(prompt: str) -> Asked | None:
 def _thing(text: str) -> Thing | None:
     words = text.split()
     kinds, colours, materials = ([w for w in words if w in known] for known in (KINDS, COLOURS, MATERIALS))
-    known = _said_of_views() | {"view", "in", "of", "and"}
-    if any(w not in known for w in words if w not in (*kinds, *colours, *materials)):
+    if any(w not in ("in", "and") for w in words if w not in (*kinds, *colours, *materials)):
         return None
     if len(kinds) != 1 or len(colours) not in (1, 2) or len(materials) > 1:
         return None
@@ -260,6 +259,14 @@ def view_said(text: str) -> str:
     return before if found else text.removesuffix(" view").rpartition(", ")[2] if text.endswith(" view") else ""
 
 
+def without_view(text: str) -> str:
+    """A caption without what it says of the view, if that is one of VIEW_WORDS."""
+    said = view_said(text)
+    if not any(said in way.every for way in VIEW_WORDS):
+        return text
+    return text.removeprefix(f"{said} view of ").removesuffix(f", {said} view")
+
+
 def _noun(thing: Thing, draw: random.Random, whole: bool = False) -> str:
     """ "a striped red and blue mug": `whole` leaves nothing out, and is short."""
     simple = thing.second is None and thing.material == "matte" and not whole
@@ -276,8 +283,9 @@ def vocabulary() -> list[str]:
     every = itertools.product(FORMS + PARTIAL, COLOURS, KINDS)
     text = " ".join(form.format(colour=colour, kind=kind) for form, colour, kind in every)
     joints = " ".join(itertools.chain(*JOINTS.values()))
-    return sorted({*text.split(), *joints.split(), *_said_of_views(), *MATERIALS[1:], "an", ",", "view", "of"})
+    return sorted({*text.split(), *joints.split(), *words_for_views(), *MATERIALS[1:], "an", ",", "view", "of"})
 
 
-def _said_of_views() -> set[str]:
+def words_for_views() -> set[str]:
+    """Every word for where a thing is seen from."""
     return {word for way in VIEW_WORDS for view in way.every for word in view.split()}
