@@ -1,4 +1,4 @@
-"""The verbs: generate, resume, export, convert, render, evaluate. The command line calls these and nothing else.
+"""The verbs: generate, resume, export, convert, render, evaluate. The command line calls these for them.
 
 result = dreamkit.generate("a red mug")
 result.mesh, result.scene, result.run.path
@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -34,6 +34,7 @@ from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.representations.canvas import CanvasScene
 from dreamkit.representations.gaussians import holds_splats, in_file
 from dreamkit.representations.mesh import MeshSurface, from_file
+from dreamkit.representations.paint import Texture
 from dreamkit.representations.particles import ParticlesScene, members
 from dreamkit.representations.representation import Representation, Scene, Solid, Volume
 from dreamkit.run import Run, file_digests
@@ -129,7 +130,8 @@ def generate(
     if begun:  # converted once, for the rehearsal and the run
         note("start")
         stage = recipe.stages[0]
-        first = Start(begun[0].handed(stage, seed, chosen), stage.scenes)
+        scene = begun[0] if begun[1] else _as_asked(begun[0], stage, chosen)
+        first = Start(scene.handed(stage, seed, chosen), stage.scenes)
     rehearse(recipe, priors, prompt, chosen, first)
     origin: dict[str, Any] = {} if start is None else {"start": str(expanded(start).resolve())}
     origin |= {"files": file_digests(recipe)}
@@ -187,7 +189,8 @@ def convert(
     """A file of a mesh or of Gaussian splats, written as files of other kinds into the folder `out`.
 
     Args:
-        settings: fields of `Export`, as `export` takes them: formats, face_budget, splats.
+        settings: fields of `Export`, as `export` takes them: formats, splats, and for a mesh without a texture the
+            texture_size that its colours are laid on.
 
     Raises InputError for a file that is neither, that is damaged or empty, or that would be written over; RunError for
     splats without a surface. Then nothing is written.
@@ -198,11 +201,13 @@ def convert(
     check_folder(out)
     chosen = devices.choose(device)
     begun, _ = _started(path, chosen)
+    if is_file(path) and isinstance(begun.representation, MeshSurface):
+        begun = _of_file(replace(begun.representation, paint=Texture(spec.texture_size)), chosen)
     if not isinstance(begun.scene, Solid | Volume):
         raise InputError(f"{path} holds nothing that can be written as {', '.join(spec.formats)}")
     written = {out.resolve() / name for name in file_names(spec)}
     beside = "obj" in spec.formats and out.resolve() == path.resolve().parent  # brings pictures, as `path` may have
-    if path.resolve() in written or (beside and path.suffix.lower() in (".obj", ".gltf")):
+    if path.resolve() in written or (beside and path.suffix.lower() in (".obj", ".gltf", ".ply")):
         raise InputError(f"{path} or its pictures would be written over: choose another folder with --out.")
     if (out / "run.json").exists():
         raise InputError(f"{out} is the folder of a run, whose files would be written over: choose another with --out.")
@@ -255,7 +260,7 @@ def evaluate(
     file = expanded(out or ("outputs" if len(paths) > 1 else paths[0] if paths else "."))
     file = file if out else file / "eval.json"
     evaluation.check_name(file)
-    if out or len(paths) != 1 or file.parent.is_dir():  # else it is no run, which `measure` says better
+    if out or len(paths) != 1 or os.path.isdir(file.parent):  # else it is no run, which `measure` says better
         check_folder(file.parent)
     report, sights = evaluation.measure(paths, clip, devices.choose(device), note)
     evaluation.write(report, sights, file)
@@ -266,11 +271,23 @@ def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
     """The scene of a run or of a file, to start from, and what it is ("" for a file, which does not say)."""
     if is_file(path):
         full = expanded(path)
-        spec: Representation = in_file(full) if holds_splats(full) else from_file(full)
-        return Start(spec.build(device, Streams(0, -1)), spec), ""
+        return _of_file(in_file(full) if holds_splats(full) else from_file(full), device), ""
     run = Run.open(path)
     scene, stage = _asset(run, device)
     return Start(members(scene)[0], stage.representation), run.prompt
+
+
+def _of_file(spec: Representation, device: torch.device) -> Start:
+    return Start(spec.build(device, Streams(0, -1)), spec)
+
+
+def _as_asked(file: Start, stage: Stage, device: torch.device) -> Start:
+    """The start from a mesh's file in the size, and with as many texels for colours, as the stage's own mesh has."""
+    spec, own = file.representation, stage.representation
+    if not (isinstance(spec, MeshSurface) and isinstance(own, MeshSurface)):
+        return file
+    paint = own.paint if isinstance(own.paint, Texture) else Texture(own.texture_size)
+    return _of_file(replace(spec, radius=own.radius, paint=paint), device)
 
 
 def is_file(path: str | Path) -> bool:
@@ -355,7 +372,7 @@ def _write_one(
     note("preview")
     preview.preview_png(exported.mesh, folder / "preview.png")
     if recipe.export.turntable_seconds > 0 and not preview.can_film():
-        warnings.warn("no turntable.mp4: imageio-ffmpeg finds no ffmpeg here. Install one.", stacklevel=2)
+        warnings.warn("no turntable.mp4: there is no ffmpeg here that knows libx264. Install one.", stacklevel=2)
     elif recipe.export.turntable_seconds > 0:
         preview.turntable(exported.mesh, folder / "turntable.mp4", seconds=recipe.export.turntable_seconds)
     facts: dict[str, Any] = {"system": run.facts["system"], "seed": run.seed, "steps": recipe.steps}

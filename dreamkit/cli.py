@@ -280,10 +280,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("generate", generate, "make an asset from a prompt")
     sub.add_argument("prompt", nargs="+", metavar="PROMPT", help='what to make, in quotes, such as "a red mug"')
-    sub.add_argument("--system", help="a system's name or the path of a .py file (default: toybox)")
+    sub.add_argument("--system", help="a system's name or a .py file (default: toybox; with another prior dreamfusion)")
     sub.add_argument(
         "--guidance",
-        help="a rule in the place of the system's, such as nfsd; its levels and guidance scale stay the system's",
+        help="a rule in the place of the system's, such as nfsd; as a rule levels and guidance scale stay the system's",
     )
     sub.add_argument("--representation", help="a representation in the place of the system's, such as nerf")
     sub.add_argument("--prior", help="toybox, a diffusers pipeline folder, or a hub id")
@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--formats", help="some of glb,obj,ply,stl,usdz,splat-ply,splat-glb")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="where files made of a file go")
     _add_device(sub)
-    _add_set(sub, "any field of Export, such as face_budget=5000")
+    _add_set(sub, "any field of Export, such as splats=5000")
     sub = command("render", render, "pictures of a run's scene from all round")
     sub.add_argument("run", type=Path, help="a run folder")
     sub.add_argument("--views", type=int, default=8, help="how many, evenly round the object (default: %(default)s)")

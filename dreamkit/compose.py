@@ -203,6 +203,7 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
         least = len(recipe.stages)
         raise InputError(f"--steps {steps}: one for every stage of the system is needed, so at least {least}.")
     share = [max(1, round(steps * stage.steps / recipe.steps)) for stage in recipe.stages]
-    share[share.index(max(share))] += steps - sum(share)
+    while (rest := steps - sum(share)) != 0:  # of rounding; one at a time, so that no stage is left without
+        share[share.index(max(share))] += 1 if rest > 0 else -1
     stages = tuple(replace(stage, steps=n) for stage, n in zip(recipe.stages, share, strict=True))
     return replace(recipe, stages=stages)

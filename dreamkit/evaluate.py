@@ -1,7 +1,7 @@
 """How good finished runs are: numbers, as JSON, as a table and as a page.
 
 What is measured is the exported mesh as it was written, in its own pose and scale, from the twelve cameras of
-`export.check_cameras`: eight at 15 degrees of elevation, four at 50; on BACKGROUND, lit from the camera. The JSON:
+`surface.check_cameras`: eight at 15 degrees of elevation, four at 50; on BACKGROUND, lit from the camera. The JSON:
 
     protocol        how it was measured: views, elevations, size, background, judge (a hash of its weights), and with a
                     CLIP model its folder, picture size, background and the number of prompts it chose from
@@ -117,17 +117,18 @@ def measure(
         paths: run folders with an exported mesh.
         clip: the folder of a CLIP model, for its score and R-precision.
 
-    Raises InputError for a folder that is no run or has no mesh, and for a CLIP folder that cannot be read; all before
-    anything is measured.
+    Raises InputError for a folder that is no run or has no mesh, or a damaged one, and for a CLIP folder that cannot be
+    read; all before anything is measured.
     """
     runs = [(run, mesh_files(run)) for run in (Run.open(path) for path in _distinct(paths))]
+    meshes = {file: read(file) for _, files in runs for file in files}
     model = None if clip is None else Clip(clip, device)
     sights, found = list[Sight](), []
     prompts = list(dict.fromkeys(run.prompt for run, _ in runs))
     texts = None if model is None else model.texts(prompts)
     for run, number, file in ((run, number, file) for run, files in runs for number, file in enumerate(files)):
         note(f"measure {file.parent}")
-        mesh, particle = read(file), None if file.parent == run.path else number
+        mesh, particle = meshes[file], None if file.parent == run.path else number
         images = render_mesh(mesh, check_cameras(), background=BACKGROUND, lit=True, device=device)
         sights.append(Sight(run, mesh, images, None if model is None else _seen_by(model, mesh, device), particle))
         found.append(_measured(sights[-1], prompts, texts, device))
@@ -248,7 +249,9 @@ def _seconds(run: Run) -> float | None:
     """Time spent in steps: each line of the log holds the mean over the steps since the line before."""
     total, before = 0.0, 0
     for entry in run.history():
-        total += (entry["step"] - before) * float(entry.get("seconds", {}).get("step", 0.0))
+        total += (entry["step"] - before) * float(
+            seconds.get("step", 0.0) if isinstance(seconds := entry.get("seconds"), dict) else 0.0
+        )
         before = entry["step"]
     return round(total, 1) if total else None
 

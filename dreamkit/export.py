@@ -162,6 +162,8 @@ def export(
         images = scene.render(cameras, shading="albedo", background=BACKGROUND)
         mesh, level = surface_of(scene, spec.face_budget, spec.grid_resolution, images)
     note_on_uv = "as the scene has it"
+    if mesh.uv is not None and len(mesh.faces) > spec.face_budget:
+        note(f"face_budget={spec.face_budget}: the scene is a textured mesh, which keeps its {len(mesh.faces)} faces")
     if mesh.texture is None:
         with clock("unwrap"):
             unwrapped = unwrap(mesh, spec.texture_size, spec.unwrap_seconds)

@@ -87,7 +87,7 @@ def build(cls: type, items: dict[str, Any], where: str) -> Any:
     """`cls(**items)`; what the class says against it becomes an InputError."""
     try:
         return cls(**items)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         raise InputError(f"{where}: {error}") from error
 
 

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,13 +42,15 @@ def stacked(pictures: Sequence[Path], path: Path) -> Path:
 
 
 def can_film() -> bool:
-    """Whether there is an ffmpeg: imageio's own, which some platforms lack, or the system's."""
+    """Whether there is an ffmpeg that writes H.264: imageio's own, which some platforms lack, or the system's."""
     import imageio_ffmpeg
 
     try:
-        return bool(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+        said = subprocess.run([program, "-hide_banner", "-h", "encoder=libx264"], capture_output=True, text=True)
+    except (RuntimeError, OSError):
         return False
+    return said.stdout.startswith("Encoder libx264")
 
 
 def turntable(

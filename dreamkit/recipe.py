@@ -126,9 +126,13 @@ class Stage:
         return resolve(self, step / self.steps)
 
 
+LARGEST_TEXTURE = 8192
+"""Texels along each side; read back, a picture of more than 89 million would be taken for an attack by Pillow."""
+
+
 @dataclass(frozen=True)
 class Export:
-    """How the finished scene becomes files."""
+    """How the finished scene becomes files. A scene that is a textured mesh itself keeps its faces and its texture."""
 
     formats: tuple[str, ...] = ("glb",)
     grid_resolution: int = 128
@@ -156,7 +160,7 @@ class Export:
             need_usd()
         _check_whole("Export.grid_resolution", self.grid_resolution, 8, 1024)
         _check_whole("Export.face_budget", self.face_budget, 4)
-        _check_whole("Export.texture_size", self.texture_size, 8, 16384)
+        _check_whole("Export.texture_size", self.texture_size, 8, LARGEST_TEXTURE)
         _check_whole("Export.splats", self.splats, 1)
         for name, most in (("unwrap_seconds", 86_400), ("turntable_seconds", 600)):
             if not 0 <= getattr(self, name) <= most:

@@ -1,17 +1,20 @@
 """Before a run: everything that can be checked is, so that what cannot work costs nothing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
 from dreamkit.cameras import ring
-from dreamkit.errors import InputError, out_of_memory
+from dreamkit.errors import InputError, RunError, out_of_memory
 from dreamkit.guidance.rule import CONDITIONS, check
 from dreamkit.priors.language import reworded
 from dreamkit.priors.prior import Prior, view_conditions
 from dreamkit.recipe import Guide, Recipe, Stage
 from dreamkit.representations.particles import alike
-from dreamkit.state import Start, fresh, startable
+from dreamkit.representations.representation import Representation, Scene
+from dreamkit.state import Start, fresh, handed_over, startable
 from dreamkit.step import Task, take_step
 
 
@@ -21,7 +24,8 @@ def load_priors(recipe: Recipe, prompt: str, device: torch.device) -> dict[Any, 
     priors: dict[Any, Prior] = {}
     for guide in guides:
         if guide.prior not in priors:
-            priors[guide.prior] = guide.prior.load(device)
+            with _plainly("the prior cannot be loaded"):
+                priors[guide.prior] = guide.prior.load(device)
             priors[guide.prior].check_prompt(prompt)
     for stage in recipe.stages:
         for guide in stage.guides:
@@ -61,20 +65,38 @@ def rehearse(
 ) -> None:
     """Take every stage's first and last step on a scene that is thrown away, so that what cannot work is said before
     anything is spent. Raises InputError."""
+    last: Scene | None = None
     for number, stage in enumerate(recipe.stages):
-        before = recipe.stages[max(number - 1, 0)].scenes
-        if not alike(stage.scenes, before):
-            startable(stage.scenes, before)
-        try:
+        with _plainly(f"stage {number} of this recipe cannot run"):
+            if last is not None:
+                _rehearse_handing_over(last, recipe.stages[number - 1].scenes, stage.scenes, device)
             scene = start.handed(stage, 0, device) if start and number == 0 else None
             state = fresh(stage, 0, device, priors, scene)
             for step in dict.fromkeys((0, stage.steps - 1)):
                 state.step = step
                 take_step(stage, state, Task(prompt, priors))
-        except InputError:
+            last = state.scene
+
+
+def _rehearse_handing_over(scene: Scene, before: Representation, spec: Representation, device: torch.device) -> None:
+    """Whether a stage's scene can become the next one's. A conversion, which takes its time, is asked for by its kind
+    only; whether the numbers of scenes of one kind fit is tried."""
+    if not alike(spec, before):
+        startable(spec, before)
+        return
+    with suppress(RunError):  # of what does not fit and is converted: there is nothing in it yet
+        handed_over(scene, before, spec, 0, device)
+
+
+@contextmanager
+def _plainly(what: str) -> Iterator[None]:
+    """Whatever a recipe's parts say of one another becomes an InputError: nothing was begun yet."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
             raise
-        except Exception as error:  # whatever a recipe's parts say of one another: nothing was begun yet
-            if out_of_memory(error):
-                raise
-            what = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError | RuntimeError) else error
-            raise InputError(f"stage {number} of this recipe cannot run: {what}") from error
+        said = error if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{what}: {said}") from error

@@ -5,11 +5,12 @@
       log.jsonl      one line per logged step
       checkpoints/   step_000400.safetensors + .json, the last two
       images/        previews
+      mesh.glb, preview.png and others: what the export made of the scene
 
 A step counts finished steps, over all stages: checkpoint 400 is the state after 400 steps, and the log line of step 400
-was written after it. Whole files are written to a temporary name, flushed to the disk, and renamed, so that a file that
-is there is complete; only the log grows in place, and a torn last line is repaired on resume. Nothing in the folder can
-run code. One process writes at a time: a lock that ends with its process sees to it.
+was written right before it. Whole files are written to a temporary name, flushed to the disk, and renamed, so that a
+file that is there is complete; only the log grows in place, and a torn last line is repaired on resume. Nothing in the
+folder can run code. One process writes at a time: a lock that ends with its process sees to it.
 """
 
 import hashlib
@@ -40,8 +41,10 @@ FORMAT = 1
 STATUSES = ("running", "interrupted", "failed", "complete")
 SPACE = 256 * 2**20
 """Bytes that must be free before a run starts, unless the caller knows better."""
-RECORD = ("prompt", "system", "seed", "device", "status", "step", "versions", "recipe")
-"""What every run.json says."""
+RECORD = {"prompt": str, "system": str, "seed": int, "device": str, "status": str, "step": int, "versions": dict}
+RECORD |= {"recipe": dict}
+LATER = {"files": dict, "export": dict, "prior": list}
+"""What every run.json says, and what it may say."""
 PACKAGES = ("dreamkit", "torch", "numpy", "warp-lang", "diffusers", "transformers", "safetensors")
 
 
@@ -133,6 +136,9 @@ class Run:
             )
         if absent := [name for name in RECORD if name not in facts]:
             raise InputError(f"{file} lacks {', '.join(absent)}, so the run cannot be opened.")
+        kinds = RECORD | {name: kind for name, kind in LATER.items() if facts.get(name) is not None}
+        if odd := [name for name, kind in kinds.items() if not isinstance(facts[name], kind)]:
+            raise InputError(f"{file} is damaged: {', '.join(odd)} cannot be what is written there.")
         try:
             recipe = from_json(facts["recipe"])
         except InputError as error:

@@ -36,6 +36,10 @@ class Geometric:
     begin: float = 0.0
     until: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not (self.start > 0 and self.end > 0):
+            raise InputError(f"Geometric goes between numbers > 0, as no factor leads to 0; got {self}.")
+
     def at(self, progress: float) -> float:
         return self.start * (self.end / self.start) ** _fraction(progress, self.begin, self.until)
 
@@ -59,10 +63,14 @@ class Sigmoid:
     end: float
     speed: float = 5.0
 
+    def __post_init__(self) -> None:
+        if not self.speed > 0:
+            raise InputError(f"Sigmoid needs speed > 0; got {self}.")
+
     def at(self, progress: float) -> float:
-        low = 1 / (1 + math.exp(self.speed))
-        share = 1 / (1 + math.exp(-self.speed * (2 * _fraction(progress, 0.0, 1.0) - 1)))
-        return self.start + (self.end - self.start) * (share - low) / (1 - 2 * low)
+        # The logistic curve's part over [-speed, speed], stretched to [0, 1]; as tanh, which does not overflow.
+        share = math.tanh(self.speed * (_fraction(progress, 0.0, 1.0) - 0.5)) / math.tanh(self.speed / 2)
+        return self.start + (self.end - self.start) * (1 + share) / 2
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,12 @@ class Polyline:
     """
 
     points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        if not self.points or any(len(point) != 2 for point in self.points):
+            raise InputError(f"Polyline goes through one or more points (progress, value); got {self.points}.")
+        if any(one[0] > two[0] for one, two in itertools.pairwise(self.points)):
+            raise InputError(f"the progress of a Polyline's points grows; got {self.points}.")
 
     def at(self, progress: float) -> float:
         lines = itertools.pairwise(self.points)

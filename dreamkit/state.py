@@ -163,10 +163,13 @@ def whole(scene: Scene, stage: Stage, device: torch.device) -> Scene:
 
 
 def startable(spec: Representation, before: Representation) -> Startable:
-    """The specification, as one whose scenes can start from others. Raises InputError if they cannot."""
-    if not isinstance(spec, Startable):
+    """The specification, as one whose scenes can start from such others. Raises InputError if they cannot."""
+    of_one, other = (one.base if isinstance(one, Particles) else one for one in (spec, before))
+    if isinstance(spec, Particles) and isinstance(before, Particles) and spec.count != before.count:
+        raise InputError(f"{spec.count} particles cannot start from {before.count}: give the stages as many.")
+    if not isinstance(spec, Startable) or not (isinstance(of_one, Startable) or alike(of_one, other)):
         raise InputError(
-            f"{type(spec).__name__} cannot start from another scene, so not from one of {type(before).__name__}: "
+            f"{type(of_one).__name__} cannot start from another scene, so not from one of {type(other).__name__}: "
             "give the stages the same representation."
         )
     return spec

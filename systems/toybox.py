@@ -7,7 +7,8 @@ Made for the toybox prior, which knows an object from eight sides by name and dr
 - the scene is kept inside the ball that every camera sees whole;
 - Gaussians find the shape, thin parts too, by SDS. Levels come down slowly, both bounds of them, from shape to detail;
 - then a mesh takes over, whose vertices move together with their neighbours, and whose colours are a texture. It stands
-  in the light of the prior's world, so that shades make its shape, and not stains;
+  in the light of the prior's world, so that shades make its shape, and not stains. It begins from what is a quarter
+  opaque: at a half the ends of a handle, which are still faint then, would be cut off;
 - what the mesh is to look like are pictures denoised in several steps. SDS asks for the mean of all that a noisy
   picture may be, which has no doors and no edges;
 - the prior sees four views of the object together, so that what it asks of one fits the others;
@@ -55,6 +56,7 @@ fine = replace(
         face_budget=3000,
         grid_resolution=64,
         vertex_rate=Linear(5e-3, 1e-3),
+        opaque=0.25,
         shading=Shading(albedo=0.0, ambient=AMBIENT, diffuse=1 - AMBIENT, spread=LAMP_SPREAD, distance=(1.0, 1.0)),
     ),
     guides=(Guide(detail, prior),),

@@ -88,7 +88,13 @@ def test_a_folder_as_prior_is_kept_by_its_full_path(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("stages", "steps", "want"),
-    [((500, 1), 3, [2, 1]), ((1, 1, 1), 3, [1, 1, 1]), ((10, 30), 100, [25, 75]), ((300, 200), 7, [4, 3])],
+    [
+        ((500, 1), 3, [2, 1]),
+        ((1, 1, 1), 3, [1, 1, 1]),
+        ((10, 30), 100, [25, 75]),
+        ((300, 200), 7, [4, 3]),
+        ((9, 9, 9, 9), 6, [1, 1, 2, 2]),
+    ],
 )
 def test_steps_are_shared_among_the_stages_and_add_up(stages, steps, want):
     stage = load("toybox").stages[0]

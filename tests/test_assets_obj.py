@@ -1,13 +1,14 @@
 """OBJ, PLY and STL files of other programs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trimesh
 
-from dreamkit.assets.conventions import png_bytes
-from dreamkit.assets.files import read
+from dreamkit.assets.conventions import picture_from, png_bytes
+from dreamkit.assets.files import read, write
 from dreamkit.errors import InputError
 from dreamkit.meshes import Mesh
 
@@ -98,6 +99,7 @@ def test_vertex_colours_beside_a_material(tmp_path: Path) -> None:
     [
         ("mtllib gone.mtl\n" + POINTS + "f 1 2 3\n", "", r"names the materials gone\.mtl, but there is no .*put it"),
         (POINTS + "usemtl one\nf 1 2 3\n", "newmtl one\nmap_Kd gone.png\n", r"names the picture gone\.png, but there"),
+        ("mtllib a.mtl\nmtllib b.mtl\n" + POINTS + "f 1 2 3\n", "", r"2 files of materials \(a\.mtl, b\.mtl\): join"),
         (POINTS, "", "no triangles"),
         (POINTS + "f 1 2 9\n", "", "damaged"),
         (POINTS + "f 1 2 x\n", "", "damaged"),
@@ -109,6 +111,26 @@ def test_vertex_colours_beside_a_material(tmp_path: Path) -> None:
 def test_damaged_objs_are_named(text: str, materials: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"a\.obj cannot be read as OBJ: .*({says})"):
         read(save(tmp_path / "a.obj", text, materials))
+
+
+def test_a_killed_writer_leaves_no_old_surface_under_new_pictures(tmp_path: Path, monkeypatch) -> None:
+    mesh = Mesh(np.eye(3, dtype=np.float32), np.int32([[0, 1, 2]]), uv=np.eye(3, 2, dtype=np.float32))
+    write(replace(mesh, texture=noise(8, 8, 3)), tmp_path / "a.obj")
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.suffix == ".mtl":
+            raise KeyboardInterrupt
+        path.write_bytes(data)
+
+    monkeypatch.setattr("dreamkit.assets.obj.write_whole", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(replace(mesh, texture=noise(4, 4, 3)), tmp_path / "a.obj")
+    assert not (tmp_path / "a.obj").exists()
+
+
+def test_a_picture_of_too_many_pixels_is_refused() -> None:
+    with pytest.raises(InputError, match="the picture big is broken or of no known format: Image size"):
+        picture_from(png_bytes(np.zeros((9500, 9500), bool)), "big")  # 90 million; Pillow takes 89
 
 
 def test_backward_numbers_after_all_vertices_are_fine(tmp_path: Path) -> None:

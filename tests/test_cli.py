@@ -16,6 +16,7 @@ import trimesh
 
 from dreamkit import cli
 from dreamkit.assets.files import read_extras
+from dreamkit.preview import can_film
 from dreamkit.run import Run
 
 TINY = str(Path(__file__).parent / "data" / "tiny_system.py")
@@ -309,11 +310,22 @@ def test_without_ffmpeg_there_is_all_but_the_film(tmp_path, capfd, monkeypatch):
         raise RuntimeError("No ffmpeg exe could be found.")
 
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none)
-    with pytest.warns(UserWarning, match=r"no turntable\.mp4: imageio-ffmpeg finds no ffmpeg here"):
+    with pytest.warns(UserWarning, match=r"no turntable\.mp4: there is no ffmpeg here that knows libx264"):
         code, _, _ = run(capfd, *generate("--set", "export.turntable_seconds=1", out=tmp_path / "run"))
     assert code == 0
     assert (tmp_path / "run" / "preview.html").exists()
     assert not (tmp_path / "run" / "turntable.mp4").exists()
+
+
+def test_an_ffmpeg_without_h264_makes_no_film(tmp_path, monkeypatch):
+    import imageio_ffmpeg
+
+    other = tmp_path / "ffmpeg"
+    other.write_text("#!/bin/sh\necho \"Codec 'libx264' is not recognized by FFmpeg.\"\n")
+    other.chmod(0o755)
+    assert can_film()
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(other))
+    assert not can_film()
 
 
 def test_what_is_no_mistake_of_a_user_keeps_its_traceback(finished, monkeypatch):

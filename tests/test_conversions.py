@@ -18,12 +18,13 @@ from dreamkit.errors import InputError, RunError
 from dreamkit.export import export
 from dreamkit.kernels.hashgrid import HashGridShape
 from dreamkit.meshes import Mesh, join
-from dreamkit.recipe import Export
+from dreamkit.recipe import Export, load
 from dreamkit.representations import Canvas, DMTet, Gaussians, HashGrid, MeshSurface, SignedDistance
 from dreamkit.representations import distil as teaching
 from dreamkit.representations.gaussians import as_they_are
 from dreamkit.representations.mesh import from_file
 from dreamkit.representations.network import Network
+from dreamkit.representations.paint import Texture
 from dreamkit.representations.particles import Particles
 from dreamkit.representations.surface import signed_distance, surface_of
 from dreamkit.state import handed_over
@@ -285,6 +286,35 @@ def test_out_is_for_files_and_a_file_is_not_written_over(scenes, tmp_path, capfd
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["run.json"]
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
     assert "--out is for files" in capfd.readouterr().err
+
+
+def test_colours_of_a_mesh_are_laid_on_as_many_texels_as_asked(tmp_path):
+    (path,) = write(two_colours(), tmp_path / "a.ply")
+    few = FEW | {"formats": "('glb',)", "texture_size": "512"}
+    assert api.convert(path, tmp_path / "out", settings=few).mesh.texture.shape == (512, 512, 3)
+
+
+def test_the_picture_of_a_ply_is_not_written_over(tmp_path):
+    (path,) = write(two_colours(), tmp_path / "a.ply")
+    with pytest.raises(InputError, match="or its pictures would be written over"):
+        api.convert(path, tmp_path, settings=FEW | {"formats": "('obj',)"})
+
+
+def test_a_budget_that_a_textured_mesh_does_not_follow_is_said(thing, tmp_path):
+    told = []
+    found = api.convert(thing, tmp_path, settings=FEW | {"formats": "('glb',)", "face_budget": "50"}, note=told.append)
+    said = f"face_budget=50: the scene is a textured mesh, which keeps its {found.faces} faces"
+    assert found.faces > 50
+    assert said in told
+
+
+def test_a_run_from_a_mesh_has_the_size_and_texels_it_asks_for(thing):
+    stage = replace(load("toybox").stages[0], representation=MeshSurface(radius=0.4, paint=Texture(size=64)))
+    start, _ = api._started(thing, CPU)
+    scene = api._as_asked(start, stage, CPU).handed(stage, 0, CPU)
+    mesh = scene.mesh()
+    assert np.linalg.norm(mesh.vertices, axis=1).max() == pytest.approx(0.4, rel=1e-5)  # float32
+    assert mesh.texture.shape == (64, 64, 3)
 
 
 def test_splats_of_a_file_are_read_with_all_their_harmonics(tmp_path):

@@ -288,6 +288,21 @@ def test_one_run_keeps_its_measurements(tmp_path):
     assert (run / "eval.html").exists()
 
 
+def test_a_damaged_mesh_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    runs = [finished(tmp_path / name, "a box", box()) for name in ("one", "two")]
+    (runs[1] / "mesh.glb").write_bytes((runs[1] / "mesh.glb").read_bytes()[:100])
+    monkeypatch.setattr(evaluate, "_measured", lambda *given: pytest.fail("one was measured"))
+    with pytest.raises(InputError, match=r"two/mesh\.glb cannot be read"):
+        evaluate.measure(runs)
+
+
+def test_figures_of_another_type_are_no_seconds(tmp_path):
+    run = finished(tmp_path / "box", "a box", box())
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 20, "seconds": 3}\n')
+    assert only(run)["seconds"] == pytest.approx(0.5 + 9 * 0.1)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

@@ -185,6 +185,7 @@ def test_a_ray_through_a_point_of_the_picture_is_that_of_its_pixel():
         (Geometric(1.0, 100.0), {0.0: 1.0, 0.5: 10.0, 1.0: 100.0}),
         (Sqrt(1.0, 0.0), {0.0: 1.0, 0.25: 0.5, 1.0: 0.0}),
         (Sigmoid(2.0, 4.0), {0.0: 2.0, 0.25: 3.0 - math.tanh(1.25) / math.tanh(2.5), 0.5: 3.0, 1.0: 4.0}),
+        (Sigmoid(2.0, 4.0, 5000.0), {0.0: 2.0, 0.4: 2.0, 0.5: 3.0, 0.6: 4.0, 1.0: 4.0}),
         (Switch(1.0, 2.0, 0.2), {0.0: 1.0, 0.19: 1.0, 0.2: 2.0, 1.0: 2.0}),
         (
             Polyline(((0.1, 1.0), (0.3, 3.0), (1.0, 10.0))),
@@ -194,6 +195,21 @@ def test_a_ray_through_a_point_of_the_picture_is_that_of_its_pixel():
 )
 def test_a_schedule_has_these_values(schedule, values):
     assert {progress: schedule.at(progress) for progress in values} == pytest.approx(values, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Geometric(0.0, 1.0),
+        lambda: Geometric(1.0, 0.0),
+        lambda: Sigmoid(1.0, 2.0, 0.0),
+        lambda: Polyline(()),
+        lambda: Polyline(((0.5, 1.0), (0.2, 2.0))),
+    ],
+)
+def test_a_schedule_without_values_is_refused(make):
+    with pytest.raises(InputError):
+        make()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ trees = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3).map(tuple)
         | st.builds(Linear, inner, inner)
-        | st.builds(Geometric, floats, floats)
+        | st.builds(Geometric, st.just(0.5), st.floats(min_value=1e-300))
         | st.builds(Switch, floats, inner, floats)
         | st.builds(Weighted, st.just(opacity), inner)
     ),
@@ -56,6 +56,20 @@ def exactly(value):
 @given(trees)
 def test_json_gives_back_the_same_value_to_the_bit(tree):
     assert exactly(there_and_back(tree)) == exactly(tree)
+
+
+@dataclass(frozen=True)
+class Fussy:
+    parts: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        assert 1 / self.parts[0]
+
+
+@pytest.mark.parametrize("parts", [(0.0,), ()])
+def test_what_a_class_trips_over_is_bad_input_with_its_place(parts):
+    with pytest.raises(InputError, match=r"a\.b: "):
+        frozen.build(Fussy, {"parts": parts}, "a.b")
 
 
 def test_nan_survives_in_strict_json():

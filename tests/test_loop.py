@@ -397,3 +397,28 @@ def test_a_representation_that_cannot_start_from_another_is_refused_before_anyth
     priors = load_priors(recipe, "a red ball", CPU)
     with pytest.raises(InputError, match="Canvas cannot start from another scene"):
         rehearse(replace(recipe, stages=stages), priors, "a red ball", CPU)
+
+
+def canvases(*sizes: int, particles: tuple[int, int] = (1, 1)) -> Recipe:
+    """Stages of canvases of these sizes."""
+    one = load(TINY).stages[0]
+    made = zip(sizes, particles, strict=True)
+    return Recipe(stages=tuple(replace(one, representation=Canvas(n), particles=p, batch=p) for n, p in made))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (canvases(16, 32), "stage 1 of this recipe cannot run"),
+        (canvases(16, 16, particles=(4, 2)), "2 particles cannot"),
+    ],
+)
+def test_a_scene_that_does_not_fit_the_next_stage_is_refused_before_anything_runs(recipe, says):
+    priors = load_priors(recipe, "a red ball", CPU)
+    with pytest.raises(InputError, match=says):
+        rehearse(recipe, priors, "a red ball", CPU)
+
+
+def test_stages_of_one_kind_that_fit_are_rehearsed():
+    for recipe in (canvases(16, 16), canvases(16, 16, particles=(4, 4)), canvases(16, 16, particles=(4, 1))):
+        rehearse(recipe, load_priors(recipe, "a red ball", CPU), "a red ball", CPU)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreamkit.compose import compose
 from dreamkit.diffusion import cfg, ddim
 from dreamkit.errors import InputError
 from dreamkit.guidance import SDS, gradient
@@ -16,6 +17,7 @@ from dreamkit.priors import Condition, Diffusers, view_conditions
 from dreamkit.priors import folder as module
 from dreamkit.priors.folder import alpha_squared, find, fingerprint
 from dreamkit.prompts import ViewWords
+from dreamkit.rehearsal import load_priors
 from dreamkit.streams import Streams
 
 WORDS = ["a", "red", "blue", "mug", "chair", "front", "side", "back", "overhead", "view"]
@@ -446,6 +448,15 @@ def test_missing_or_broken_files_are_named(toy, tmp_path):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot load the unet"):
         load(folder)
+
+
+def test_numbers_that_are_none_are_named_before_anything_runs(toy, tmp_path):
+    folder = shutil.copytree(toy, tmp_path / "model")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": None}))
+    recipe = compose("dreamfusion", None, None, str(folder), None, {})
+    with pytest.raises(InputError, match="the prior cannot be loaded: TypeError"):
+        load_priors(recipe, "a red mug", torch.device("cpu"))
 
 
 def test_pickled_weights_are_never_read(toy, tmp_path):

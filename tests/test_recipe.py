@@ -74,6 +74,7 @@ def test_the_steps_of_all_stages_add_up():
         (lambda: Recipe([STAGE]), "Recipe.stages is a tuple; got list"),
         (lambda: Export(formats=("gltf",)), "cannot export to 'gltf'. Known: glb, obj, ply"),
         (lambda: Export(face_budget=3), "Export.face_budget is a whole number of at least 4"),
+        (lambda: Export(texture_size=16384), "Export.texture_size is a whole number of at least 8 and at most 8192"),
         (lambda: Cadence(checkpoint=0), "Cadence.checkpoint"),
     ],
 )

@@ -136,6 +136,13 @@ def test_what_is_not_a_run_is_said(tmp_path: Path, run: Run):
             Run.open(run.path)
 
 
+@pytest.mark.parametrize(("name", "value"), [("seed", "0"), ("prompt", 5), ("export", ["x"]), ("files", [])])
+def test_a_record_of_another_type_is_said(run: Run, name: str, value: object):
+    rewrite(run.path, **{name: value})
+    with pytest.raises(InputError, match=rf"run\.json is damaged: {name} cannot be"):
+        Run.open(run.path)
+
+
 def test_a_run_of_a_newer_dreamkit_is_refused_by_its_format(run: Run):
     rewrite(run.path, format=FORMAT + 1, versions={"dreamkit": "9.0"})
     with pytest.raises(InputError, match=rf"has format {FORMAT + 1}, written by dreamkit 9.0.*Upgrade"):

@@ -60,8 +60,9 @@ def picture_from(data: bytes | memoryview, name: str) -> np.ndarray:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(io.BytesIO(data))
+        with image:
             if image.mode.startswith("I"):  # 16 bits a texel, which `convert` would cut off instead of scale
                 grey = np.asarray(image, np.int64).clip(0, 65535)
                 return np.repeat(np.rint(grey[..., None] / 257).astype(np.uint8), 3, axis=-1)

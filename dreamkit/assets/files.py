@@ -16,6 +16,7 @@ that no reader ever meets half a file. Gaussian splats have a door of their own,
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def read(path: Path | str, *, up: str | None = None, note: Note | None = None) -
     suffix = _suffix(path, READ)
     if up is not None and (suffix not in UP or up not in UPS):
         raise InputError(f"up can be y or z, and only for {', '.join(UP)}; got {up!r} for {path}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"there is no file {path}")
     upward, told = up or UP.get(suffix, "y"), note or (lambda text: None)
     readers: dict[str, Callable[[], Mesh]] = {

@@ -7,6 +7,7 @@ silence.
 
 import base64
 import json
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ class Gltf:
         if "://" in uri:
             raise InputError(f"its {what} is at {uri}, and nothing is fetched from a network: save it beside the file")
         path = self.folder / unquote(uri)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"it names the {what} {uri}, but there is no file {path}: put it there")
         return path.read_bytes()
 

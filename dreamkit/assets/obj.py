@@ -78,7 +78,10 @@ def _colours(found: Any) -> np.ndarray | None:
 def _materials(path: Path, text: str) -> dict[str, Material]:
     """The materials of the files that `mtllib` lines name, by name."""
     materials: dict[str, Material] = {}
-    for line in re.findall(r"^\s*mtllib\s+(.+?)\s*$", text, re.MULTILINE):
+    libraries = list(dict.fromkeys(re.findall(r"^\s*mtllib\s+(.+?)\s*$", text, re.MULTILINE)))
+    if len(libraries) > 1:  # of which trimesh takes the first for all
+        raise InputError(f"it names {len(libraries)} files of materials ({', '.join(libraries)}): join them into one")
+    for line in libraries:
         file = path.parent / line
         if not file.is_file():
             raise InputError(
@@ -153,7 +156,9 @@ def _is_number(word: str) -> bool:
 
 
 def write_obj(mesh: Mesh, path: Path, extras: dict[str, Any]) -> list[Path]:
-    """Write an OBJ with its material and pictures. The OBJ comes last, so that once it is there all it names is."""
+    """Write an OBJ with its material and pictures. The OBJ comes last, so that once it is there all it names is; one
+    that was there goes first, for the new pictures are not its own."""
+    path.unlink(missing_ok=True)
     name = "_".join(path.stem.split())  # MTL file names cannot hold spaces
     pictures = {kind: path.with_name(f"{name}{FILES[kind]}.png") for kind in mesh.maps}
     for kind, file in pictures.items():

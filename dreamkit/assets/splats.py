@@ -15,6 +15,7 @@ turned in writing, nor in reading what we wrote. Another program's nodes are fol
 and spherical harmonics of every degree.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,7 +106,7 @@ def read_splats(path: Path | str) -> Splats:
     """
     path = Path(path)
     suffix = _suffix(path, (".ply", ".glb", ".gltf"))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"there is no file {path}")
     try:
         splats = _from_ply(path.read_bytes()) if suffix == ".ply" else _from_gltf(path)

@@ -6,7 +6,6 @@ The features are Instant-NGP's (arXiv:2201.05989). The blob makes a ball of fog 
 to carve: strength * (1 - |x| / radius) (Magic3D, arXiv:2211.10440, section 4.1).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +19,7 @@ from dreamkit.kernels.hashgrid import HashGridShape
 from dreamkit.kernels.march import cell_points, update_occupancy
 from dreamkit.render.volume import render_volume
 from dreamkit.representations.distil import learn
-from dreamkit.representations.network import FOR_64_PIXELS, POINTS_AT_ONCE, Network
+from dreamkit.representations.network import FOR_64_PIXELS, Network
 from dreamkit.representations.representation import (
     Backdrop,
     Background,
@@ -203,15 +202,13 @@ class HashGridScene:
         for name, tensor in mine.items():
             tensor.copy_(state[name])
 
-    @torch.no_grad()
     def density(self, points: Tensor) -> Tensor:
         """[N, 3] world points -> [N] density per world unit, without gradient."""
-        return self._in_chunks(lambda part: F.softplus(self._raw(part)), points)
+        return self.network.in_parts(points, lambda part: F.softplus(self._raw(part)))
 
-    @torch.no_grad()
     def colour(self, points: Tensor) -> Tensor:
         """[N, 3] world points -> [N, 3] unlit colour in [0, 1], without gradient."""
-        return self._in_chunks(lambda part: self._field(part)[1], points)
+        return self.network.in_parts(points, lambda part: self._field(part)[1])
 
     def misfit(self, points: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """See `distil.Student`."""
@@ -251,10 +248,6 @@ class HashGridScene:
         taps = torch.tensor(TAPS, dtype=points.dtype, device=points.device)
         around = (points[:, None, :] + self.spec.normal_step * taps).reshape(-1, 3)
         return F.normalize(-self._raw(around).reshape(-1, 4) @ taps, dim=-1, eps=1e-6)
-
-    def _in_chunks(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-        points = points.to(self.network.table)
-        return torch.cat([function(part) for part in points.split(POINTS_AT_ONCE)])
 
 
 def _widest(grid: Tensor) -> Tensor:

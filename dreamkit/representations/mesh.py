@@ -75,7 +75,7 @@ class MeshSurface:
     names_files: ClassVar[tuple[str, ...]] = ("source",)
 
     source: str = ""
-    """A mesh file (.glb, .obj, .ply); without one, a ball of `ball` world units."""
+    """A mesh file (`assets.files.READ`); without one, a ball of `ball` world units."""
     radius: float = 0.8
     """A file's mesh is moved and scaled so that it just fits this ball; what is exported has its old place and size."""
     ball: float = 0.5

@@ -1,5 +1,6 @@
 """A hash grid and a small network: points -> some numbers, smooth, cheap, and learned fast."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +66,10 @@ class HashNetwork:
         return F.linear(F.relu(F.linear(features, self.hidden)), self.output[:outputs])
 
     @torch.no_grad()
-    def in_parts(self, points: Tensor) -> Tensor:
-        """The same for any number of points, without gradient."""
-        return torch.cat([self(part) for part in points.to(self.table).split(POINTS_AT_ONCE)])
+    def in_parts(self, points: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The outputs, or a function of points that uses them, at any number of points; without gradient."""
+        function = self if function is None else function
+        return torch.cat([function(part) for part in points.to(self.table).split(POINTS_AT_ONCE)])
 
     @property
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:

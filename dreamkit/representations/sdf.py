@@ -136,10 +136,9 @@ class SignedDistanceScene(HashGridScene):
             {"name": "width", "params": [self.log_width], "lr": fixed(now.width_rate)},
         ]
 
-    @torch.no_grad()
     def density(self, points: Tensor) -> Tensor:
         """[N, 3] world points -> [N] density per world unit, without gradient."""
-        return self._in_chunks(lambda part: self._opacity(self.distance(part)), points)
+        return self.network.in_parts(points, lambda part: self._opacity(self.distance(part)))
 
     @property
     def _scale(self) -> float:

@@ -1,6 +1,6 @@
 """The judge: a small image classifier of the toybox's world, trained on its renders and on nothing else.
 
-    python -m dreamkit.toybox.judge --folder judge-run --steps 12000       train (resumable), and install the weights
+    python -m dreamkit.toybox.judge --folder judge-run --steps 12000       train (resumable); leaves the weights there
     python -m dreamkit.toybox.judge --report                               how well it does on views it has never seen
 
 It says which kinds of things a picture shows, and of each kind: its main colour, its second colour (or none), its
@@ -377,12 +377,14 @@ def marks(verdict: Verdict, truth: Answers) -> dict[str, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="train, with checkpoints here; then install the weights")
+    parser.add_argument("--folder", type=Path, help="train, with checkpoints here; the weights are left here too")
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--rate", type=float, default=Settings.rate)
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--start", default=Settings.start, help="weights of a judge to begin from")
-    parser.add_argument("--report", action="store_true", help="measure the installed judge on held-out pictures")
+    parser.add_argument(
+        "--report", action="store_true", help="the judge that ships, or the folder's, on held-out pictures"
+    )
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     try:
