@@ -12,7 +12,7 @@ from dreamkit.guidance.rule import CONDITIONS, check
 from dreamkit.priors.language import reworded
 from dreamkit.priors.prior import Prior, view_conditions
 from dreamkit.recipe import Guide, Recipe, Stage
-from dreamkit.representations.particles import alike
+from dreamkit.representations.particles import Particles, alike
 from dreamkit.representations.representation import Representation, Scene
 from dreamkit.state import Start, fresh, handed_over, startable
 from dreamkit.step import Task, take_step
@@ -81,8 +81,9 @@ def rehearse(
 def _rehearse_handing_over(scene: Scene, before: Representation, spec: Representation, device: torch.device) -> None:
     """Whether a stage's scene can become the next one's. A conversion, which takes its time, is asked for by its kind
     only; whether the numbers of scenes of one kind fit is tried."""
-    if not alike(spec, before):
-        startable(spec, before)
+    of_one = before.base if isinstance(before, Particles) and not isinstance(spec, Particles) else before
+    if not alike(spec, of_one):
+        startable(spec, of_one)
         return
     with suppress(RunError):  # of what does not fit and is converted: there is nothing in it yet
         handed_over(scene, before, spec, 0, device)

@@ -310,7 +310,7 @@ def test_density_and_colour_take_any_number_of_points(device, monkeypatch):
     points = 2 * torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).to(device) - 1
     density, colour = built._field(points)
     assert not built.density(points).requires_grad
-    monkeypatch.setattr("dreamkit.representations.hashgrid.POINTS_AT_ONCE", 7)
+    monkeypatch.setattr("dreamkit.representations.network.POINTS_AT_ONCE", 7)
     # The same sums; matrix products of other sizes may round differently.
     torch.testing.assert_close(built.density(points), density.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(built.colour(points), colour.detach(), rtol=1e-5, atol=1e-6)
