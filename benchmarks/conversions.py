@@ -89,6 +89,8 @@ def rows(thing: str, device: torch.device) -> Iterator[Row]:
     for source, target in PATHS:
         began = time.perf_counter()
         made = TARGETS[target].from_scene(sources[source], device, STREAMS)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
         yield _row(f"{source} to {target}", sources[source], seen(made), seconds)
     for source in EXPORTED:

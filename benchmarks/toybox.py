@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from benchmarks.first_asset import sheet
+from dreamkit import device as devices
 from dreamkit import evaluate
 from dreamkit.cameras import orbit
 from dreamkit.diffusion import x0_of
@@ -350,6 +351,7 @@ def main() -> None:
     if not (given.samples or given.sides or given.assets):
         parser.error("give --samples N, --sides or --assets LIST")
     try:
+        given.device = devices.choose(given.device)
         if given.samples:
             samples(given)
         if given.sides:

@@ -37,7 +37,7 @@ class Cameras:
         return self._each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> "Cameras":
-        return self._each(lambda tensor: tensor.to(device))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=torch.device(device).type == "cuda"))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Cameras":
         names = ("camera_to_world", "fov_degrees", "azimuth_degrees", "elevation_degrees")

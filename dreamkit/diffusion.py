@@ -74,7 +74,9 @@ class Level:
 
 def over(values: Tensor, x: Tensor) -> Tensor:
     """values [B] shaped [B, 1, ...] to multiply x [B, ...], in its dtype and on its device."""
-    return values.to(dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    # Levels live on the CPU: a blocking copy would wait for all that the GPU still has to do.
+    moved = values.to(dtype=x.dtype, device=x.device, non_blocking=x.is_cuda)
+    return moved.reshape(-1, *[1] * (x.ndim - 1))
 
 
 # Schedules of noise ---------------------------------------------------------------------------------------------------

@@ -55,4 +55,6 @@ class Streams:
 
 
 def _as(draw: Tensor, like: Tensor | None) -> Tensor:
-    return draw.float() if like is None else draw.to(dtype=like.dtype, device=like.device)
+    if like is None:
+        return draw.float()
+    return draw.to(dtype=like.dtype, device=like.device, non_blocking=like.is_cuda)  # waits for no GPU

@@ -85,7 +85,7 @@ def test_a_backend_that_cannot_be_imported_says_why(monkeypatch):
 
 
 def test_auto_takes_an_adapter_only_without_warp_and_for_tensors_that_suit_it(stand_in, monkeypatch):
-    adapter = stand_in("march", "nerfacc", traverse_grids=None)
+    adapter = put_nerfacc(stand_in, monkeypatch, "march")
     package = "dreamkit.kernels.march"
     on_cuda = SimpleNamespace(is_cuda=True, dtype=torch.float32)
     assert choose.implementation(package, "march", "auto", on_cuda).__module__ == f"{package}.warp_kernel"
@@ -118,21 +118,14 @@ def accumulate_along_rays(weights: Tensor, values: Tensor | None, ray_indices: T
     return torch.zeros(n_rays, source.shape[1], dtype=source.dtype).index_add(0, ray_indices, source)
 
 
-def nerfacc_distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:
-    """nerfacc.distortion, as the double sum it stands for."""
-    middle, length, same = (t_starts + t_ends) / 2, t_ends - t_starts, ray_indices[:, None] == ray_indices
-    pairs = (weights[:, None] * weights * (middle[:, None] - middle).abs() * same).sum(1)
-    return accumulate_along_rays(pairs + weights**2 * length / 3, None, ray_indices, n_rays)
+def put_nerfacc(stand_in, monkeypatch, operator: str, version: str = "0.5.3", compiled: object = "code") -> ModuleType:
+    monkeypatch.setitem(sys.modules, "nerfacc.cuda._backend", SimpleNamespace(_C=compiled))
+    functions = [traverse_grids, exclusive_sum, accumulate_along_rays]
+    return stand_in(operator, "nerfacc", __version__=version, **{f.__name__: f for f in functions})
 
 
-def test_nerfacc_composites_as_the_reference(stand_in):
-    stand_in(
-        "composite",
-        "nerfacc",
-        exclusive_sum=exclusive_sum,
-        accumulate_along_rays=accumulate_along_rays,
-        distortion=nerfacc_distortion,
-    )
+def test_nerfacc_composites_as_the_reference(stand_in, monkeypatch):
+    put_nerfacc(stand_in, monkeypatch, "composite")
     draw = torch.Generator().manual_seed(0)
     offsets = torch.tensor([0, 3, 3, 8, 12]).int()
     density, t, length = (torch.rand(12, generator=draw).double() for _ in range(3))
@@ -164,8 +157,29 @@ def traverse_grids(rays_o, rays_d, binaries, aabbs, near_planes, step_size):
     return None, SimpleNamespace(vals=torch.tensor(values), ray_indices=torch.tensor(rays)), None
 
 
-def test_nerfacc_marches_as_the_reference(stand_in):
-    stand_in("march", "nerfacc", traverse_grids=traverse_grids)
+def test_nerfacc_without_a_compiler_or_too_old_says_so(stand_in, monkeypatch):
+    for operator in ("march", "composite"):
+        with pytest.raises(ImportError, match=r"nerfacc is 0\.5\.2; needed is 0\.5\.3 or later"):
+            put_nerfacc(stand_in, monkeypatch, operator, version="0.5.2")
+        put_nerfacc(stand_in, monkeypatch, operator, compiled=None)
+    some, none = torch.rand(3, 3), torch.zeros(4).int()
+    with pytest.raises(InputError, match=r"'nerfacc' found no CUDA toolkit"):
+        march(some, some, torch.ones(8, 8, 8) > 0, step=0.1, jitter=some[0], backend="nerfacc")
+    for run in (lambda *x: composite(x[0], x[0][:, None], *x[1:], backend="nerfacc"), None):
+        run = run or (lambda *x: distortion(*x, backend="nerfacc"))
+        with pytest.raises(InputError, match=r"'nerfacc' found no CUDA toolkit"):
+            run(some[0, :0], some[0, :0], some[0, :0], none)
+
+
+def test_nerfacc_refuses_steps_that_rounding_would_lose(stand_in, monkeypatch):
+    put_nerfacc(stand_in, monkeypatch, "march")
+    ahead = torch.tensor([[0.0, 0.0, -1.0]])
+    with pytest.raises(InputError, match=r"cannot march in steps of 0\.1 so far from an origin"):
+        march(-1e7 * ahead, ahead, torch.ones(8, 8, 8) > 0, step=0.1, jitter=torch.zeros(1), backend="nerfacc")
+
+
+def test_nerfacc_marches_as_the_reference(stand_in, monkeypatch):
+    put_nerfacc(stand_in, monkeypatch, "march")
     draw = torch.Generator().manual_seed(0)
     origins = torch.randn(30, 3, generator=draw) * 1.5
     directions = torch.nn.functional.normalize(torch.randn(30, 3, generator=draw) - origins, dim=1)
@@ -230,6 +244,48 @@ def test_tinycudann_encodes_as_the_reference(stand_in):
     odd = HashGridShape(levels=1, features=3, log2_entries=7, coarsest=3, finest=3)
     with pytest.raises(InputError, match="1, 2, 4 or 8 features; got 3"):
         hashgrid(points, torch.zeros(odd.total, 3).double(), odd, backend="tinycudann")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_tinycudann_gets_what_its_derivatives_need(stand_in, frozen):
+    """A table that wants gradients, without which its second ones are 0; and no gradient in another order."""
+    seen = []
+
+    class Look(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            seen.append(gradient.is_contiguous())
+            return gradient
+
+    class Watched(Encoding):
+        def forward(self, x: Tensor) -> Tensor:
+            assert self.params.requires_grad
+            return Look.apply(super().forward(x))
+
+    stand_in("hashgrid", "tinycudann", Encoding=Watched)
+    shape = HashGridShape(levels=1, features=2, log2_entries=7, coarsest=3, finest=3)
+    points = torch.rand(16, 3).double().requires_grad_()
+    table = torch.rand(shape.total, 2).double().requires_grad_(not frozen)
+    out = hashgrid(points, table, shape, backend="tinycudann")
+    out.backward(torch.rand(2, 16).double().T)
+    assert seen == [True]
+    assert points.grad is not None
+    assert (table.grad is None) == frozen
+
+
+def test_tinycudann_has_no_deterministic_gradients(stand_in):
+    stand_in("hashgrid", "tinycudann", Encoding=Encoding)
+    shape = HashGridShape(levels=1, features=2, log2_entries=7, coarsest=3, finest=3)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(InputError, match="'tinycudann' has no deterministic gradients"):
+            hashgrid(torch.rand(2, 3), torch.rand(shape.total, 2), shape, backend="tinycudann")
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def fully_fused_projection(
@@ -443,5 +499,9 @@ def test_gsplat_without_a_compiler_or_too_old_says_so(stand_in, monkeypatch):
     put_gsplat(stand_in, monkeypatch, compiled=None)
     with pytest.raises(InputError, match="no CUDA toolkit"):
         splat(*gaussians((3,)), views((4, 5)), backend="gsplat")
-    with pytest.raises(ImportError, match=r"gsplat is 1\.4\.0, and 1\.5 or later is needed"):
-        put_gsplat(stand_in, monkeypatch, version="1.4.0")
+    for version in ("1.4.0", "1.6.0"):
+        with pytest.raises(ImportError, match=rf"gsplat is {version}; needed is 1\.5 or later, before 1\.6"):
+            put_gsplat(stand_in, monkeypatch, version=version)
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._constants", ModuleType("gsplat.cuda._constants"))
+    with pytest.raises(ImportError, match=r"gsplat says it is 1\.5\.3, but its source is of 1\.6"):
+        put_gsplat(stand_in, monkeypatch)

@@ -33,6 +33,7 @@ from dreamkit.kernels.raster import rasterize
 from dreamkit.priors.prior import Prior
 from dreamkit.schedule import Number, fixed
 from dreamkit.streams import Streams
+from dreamkit.triangles import summed
 
 PLANES = 6
 SHELLS = 4
@@ -160,7 +161,7 @@ def _seen(textures: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
     them own any [count]."""
     texel = (owner >= 0).nonzero()[:, 0]
     cell = owner[texel].long()
-    total = textures.new_zeros(count, textures.shape[1]).index_add(0, cell, textures[texel])
+    total = summed(textures[texel], cell, count)  # the same bits again, also on CUDA
     number = torch.bincount(cell, minlength=count)
     return total * over(number.clamp(min=1).double().rsqrt(), total), number > 0
 

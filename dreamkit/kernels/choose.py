@@ -10,6 +10,7 @@ or is an error, never silently replaced.
 import functools
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +80,23 @@ def need_cuda_float32(library: str, *tensors: Tensor) -> None:
         raise InputError(
             f"backend {library!r} works on float32 tensors on CUDA; got {', '.join(sorted(found))}. "
             "Use backend='auto', or move the tensors."
+        )
+
+
+def need_version(library: str, found: str, least: tuple[int, ...], below: tuple[int, ...] = (10**9,)) -> None:
+    """ImportError unless the version that a library says it has is at least one, and below the other."""
+    version = tuple(int(number) for number in re.findall(r"\d+", found)[:3])
+    if not least <= version < below:
+        most = "" if below == (10**9,) else f", before {'.'.join(map(str, below))}"
+        raise ImportError(f"{library} is {found}; needed is {'.'.join(map(str, least))} or later{most}")
+
+
+def need_compiled(library: str) -> None:
+    """InputError where a library that compiles itself when it is first used has neither CUDA code nor the means to."""
+    if importlib.import_module(f"{library}.cuda._backend")._C is None:
+        raise InputError(
+            f"backend {library!r} found no CUDA toolkit to compile itself with. Install one (nvcc), or a {library} "
+            "that is built already; or use 'auto' or 'warp'."
         )
 
 

@@ -166,7 +166,7 @@ class DiffusersPrior(Prior):
         }
 
     def _answer(self, unet: Any, z: Tensor, level: Level, condition: Condition) -> Tensor:
-        t = level.t.to(device=z.device, dtype=torch.float32)
+        t = level.t.to(device=z.device, dtype=torch.float32, non_blocking=z.is_cuda)  # waits for no GPU
         tokens = condition.tensors["tokens"].to(unet.dtype)
         output = unet(z.to(unet.dtype), t, encoder_hidden_states=tokens, return_dict=False)[0]
         return output[:, : self.channels].to(z.dtype)

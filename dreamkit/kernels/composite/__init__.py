@@ -86,7 +86,7 @@ def distortion(weight: Tensor, t: Tensor, length: Tensor, offsets: Tensor, *, ba
         t:       [S] the middle of what a sample stands for; must not decrease along a ray.
         length:  [S] the length of what it stands for.
         offsets: [R+1] int32, as in `composite`. A ray without samples has a loss of 0.
-        backend: "auto", "warp" or "reference".
+        backend: "auto", "warp", "reference", or "nerfacc" (CUDA and float32 only).
 
     Differentiable once in weight, not in t or length. Memory: on Warp nothing beyond the results.
 

@@ -83,7 +83,7 @@ def hashgrid(points: Tensor, table: Tensor, shape: HashGridShape, *, backend: st
         points: [N, 3] in [0, 1]; points outside are moved to the nearest face. N may be 0.
         table:  [shape.total, shape.features], float32 or float64, like `points`.
         shape:  the layout of the table.
-        backend: "auto", "warp" or "reference".
+        backend: "auto", "warp", "reference", or "tinycudann" (CUDA and float32 only).
 
     Returns:
         [N, levels * features]; the features of level l are columns l * features and following.

@@ -234,7 +234,7 @@ def _check_faces(name: str, faces: Tensor, vertices: int, device: torch.device) 
     if suspect and device.type == "cpu":  # in one pass, where negative numbers are the largest; numpy wakes no threads
         suspect = int(faces.numpy().view("uint32").max()) >= vertices
     if suspect:
-        low, high = (int(bound) for bound in faces.aminmax())
+        low, high = torch.stack(faces.aminmax()).tolist()  # one wait for a GPU, not two
         if low < 0 or high >= vertices:
             raise ValueError(f"{name}: faces name vertices {low} to {high}, but there are {vertices}")
 

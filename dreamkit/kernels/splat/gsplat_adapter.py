@@ -1,4 +1,4 @@
-"""Splatting by gsplat (github.com/nerfstudio-project/gsplat), 1.5 and later. The contract is in the package.
+"""Splatting by gsplat (github.com/nerfstudio-project/gsplat), 1.5. The contract is in the package.
 
 For CUDA and float32 only, so it is exercised only where CUDA is; elsewhere the tests see no more of it than that the
 arrays are handed over as gsplat documents them. Blur, limits of alpha, end of a pixel, limit of the Jacobian and
@@ -26,21 +26,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dreamkit.errors import InputError
-from dreamkit.kernels.choose import need_cuda_float32
+from dreamkit.kernels.choose import need_compiled, need_cuda_float32, need_version
 from dreamkit.kernels.splat import BLUR, Projected, Scene, reference
 
 TILE = 16  # pixels along a side
 CHANNELS = 33  # at a time, the depth being one: gsplat has this number built in, and its gradient fits every device
 
-if tuple(map(int, gsplat.__version__.split(".")[:2])) < (1, 5):
-    raise ImportError(f"gsplat is {gsplat.__version__}, and 1.5 or later is needed")
+need_version("gsplat", gsplat.__version__, (1, 5), (1, 6))  # 1.6 limits alpha to 0.99, and takes other arguments
+try:
+    importlib.import_module("gsplat.cuda._constants")
+except ImportError:
+    pass
+else:
+    raise ImportError(f"gsplat says it is {gsplat.__version__}, but its source is of 1.6: install a release of 1.5")
 
 
 def project(scene: Scene, size: tuple[int, int], near: float, antialiased: bool) -> Projected:
     """As the reference; but the extent is whole pixels, [B, N, 2] int32."""
     means, quaternions, scales, opacities, frames, focal = scene
     need_cuda_float32("gsplat", means, quaternions, scales, opacities, frames)
-    _need_compiled()
+    need_compiled("gsplat")
     if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled():
         raise InputError("backend 'gsplat' has no deterministic gradients, and torch is set to want them. Use 'warp'.")
     views, (height, width) = len(frames), size
@@ -79,15 +84,6 @@ def project(scene: Scene, size: tuple[int, int], near: float, antialiased: bool)
     if antialiased:
         opacity = opacity * only(factor)  # masked before: the opacity's gradient would be 0 times anything
     return Projected(*(only(x) for x in (screen, conics, opacity, depth, boxes, _radii(conics.detach()))))
-
-
-def _need_compiled() -> None:
-    """InputError where gsplat has neither CUDA code nor the means to compile it, as it does when first used."""
-    if importlib.import_module("gsplat.cuda._backend")._C is None:
-        raise InputError(
-            "backend 'gsplat' found no CUDA toolkit to compile itself with. Install one (nvcc), or a gsplat that is "
-            "built already; or use 'auto' or 'warp'."
-        )
 
 
 def _radii(conics: Tensor) -> Tensor:
