@@ -41,10 +41,14 @@ FORMAT = 1
 STATUSES = ("running", "interrupted", "failed", "complete")
 SPACE = 256 * 2**20
 """Bytes that must be free before a run starts, unless the caller knows better."""
-RECORD = {"prompt": str, "system": str, "seed": int, "device": str, "status": str, "step": int, "versions": dict}
-RECORD |= {"recipe": dict}
-LATER = {"files": dict, "export": dict, "prior": list}
-"""What every run.json says, and what it may say."""
+RECORD: dict[str, type] = {
+    **dict.fromkeys(("prompt", "system", "device", "status"), str),
+    **dict.fromkeys(("seed", "step"), int),
+    **dict.fromkeys(("versions", "recipe"), dict),
+}
+"""What every run.json says."""
+LATER: dict[str, type] = {"files": dict, "export": dict, "prior": list}
+"""What it may say beside."""
 PACKAGES = ("dreamkit", "torch", "numpy", "warp-lang", "diffusers", "transformers", "safetensors")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from dreamkit.assets.bake import to_bytes, vertex_normals
 from dreamkit.assets.conventions import from_up, picture_from, png_bytes, to_gltf_frame, version
 from dreamkit.assets.parts import Note, Part, merge
-from dreamkit.disk import write_whole
+from dreamkit.disk import plainly, write_whole
 from dreamkit.errors import InputError
 from dreamkit.meshes import ROUGHNESS, Mesh
 
@@ -157,10 +157,12 @@ def _is_number(word: str) -> bool:
 
 def write_obj(mesh: Mesh, path: Path, extras: dict[str, Any]) -> list[Path]:
     """Write an OBJ with its material and pictures. The OBJ comes last, so that once it is there all it names is; one
-    that was there goes first, for the new pictures are not its own."""
-    path.unlink(missing_ok=True)
+    that was there goes before new pictures come, which are not its own."""
     name = "_".join(path.stem.split())  # MTL file names cannot hold spaces
     pictures = {kind: path.with_name(f"{name}{FILES[kind]}.png") for kind in mesh.maps}
+    if pictures:
+        with plainly(path):
+            path.unlink(missing_ok=True)
     for kind, file in pictures.items():
         write_whole(file, png_bytes(mesh.maps[kind]))
     written = list(pictures.values())
