@@ -249,9 +249,9 @@ def _seconds(run: Run) -> float | None:
     """Time spent in steps: each line of the log holds the mean over the steps since the line before."""
     total, before = 0.0, 0
     for entry in run.history():
-        total += (entry["step"] - before) * float(
-            seconds.get("step", 0.0) if isinstance(seconds := entry.get("seconds"), dict) else 0.0
-        )
+        seconds = entry.get("seconds")
+        mean = seconds.get("step") if isinstance(seconds, dict) else None
+        total += (entry["step"] - before) * (mean if isinstance(mean, int | float) else 0.0)
         before = entry["step"]
     return round(total, 1) if total else None
 

@@ -299,7 +299,7 @@ def test_a_damaged_mesh_is_said_before_anything_is_measured(tmp_path, monkeypatc
 def test_figures_of_another_type_are_no_seconds(tmp_path):
     run = finished(tmp_path / "box", "a box", box())
     with (run / "log.jsonl").open("a") as log:
-        log.write('{"step": 20, "seconds": 3}\n')
+        log.write('{"step": 20, "seconds": 3}\n{"step": 30, "seconds": {"step": "long"}}\n')
     assert only(run)["seconds"] == pytest.approx(0.5 + 9 * 0.1)
 
 
