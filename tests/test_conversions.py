@@ -18,13 +18,12 @@ from dreamkit.errors import InputError, RunError
 from dreamkit.export import export
 from dreamkit.kernels.hashgrid import HashGridShape
 from dreamkit.meshes import Mesh, join
-from dreamkit.recipe import Export, load
+from dreamkit.recipe import Export
 from dreamkit.representations import Canvas, DMTet, Gaussians, HashGrid, MeshSurface, SignedDistance
 from dreamkit.representations import distil as teaching
 from dreamkit.representations.gaussians import as_they_are
 from dreamkit.representations.mesh import from_file
 from dreamkit.representations.network import Network
-from dreamkit.representations.paint import Texture
 from dreamkit.representations.particles import Particles
 from dreamkit.representations.surface import signed_distance, surface_of
 from dreamkit.state import handed_over
@@ -308,11 +307,12 @@ def test_a_budget_that_a_textured_mesh_does_not_follow_is_said(thing, tmp_path):
     assert said in told
 
 
-def test_a_run_from_a_mesh_has_the_size_and_texels_it_asks_for(thing):
-    stage = replace(load("toybox").stages[0], representation=MeshSurface(radius=0.4, paint=Texture(size=64)))
-    start, _ = api._started(thing, CPU)
-    scene = api._as_asked(start, stage, CPU).handed(stage, 0, CPU)
-    mesh = scene.mesh()
+def test_a_run_from_a_mesh_has_the_size_and_texels_it_asks_for(thing, tmp_path):
+    asked = {"representation.radius": "0.4", "representation.paint.size": "64", "export.turntable_seconds": "0"}
+    made = {"start": thing, "keep": "geometry", "steps": 1, "out": tmp_path / "run", "device": "cpu"}
+    tiny = str(Path(__file__).parent / "data" / "tiny_system.py")
+    result = api.generate("a red ball", system=tiny, representation="mesh", settings=asked, **made)
+    mesh = result.scene.mesh()
     assert np.linalg.norm(mesh.vertices, axis=1).max() == pytest.approx(0.4, rel=1e-5)  # float32
     assert mesh.texture.shape == (64, 64, 3)
 
