@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor
 
 from dreamkit import frozen
@@ -487,11 +488,11 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str | None]:
-    """Versions of what makes the numbers, without importing any of it."""
+    """Versions of what makes the numbers, without importing more of it."""
     found: dict[str, str | None] = {"python": platform.python_version(), "system": platform.platform()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
-    return found
+    return found | {"torch": str(torch.__version__)}  # which says the build, "+cu130", where its package does not

@@ -343,4 +343,4 @@ def test_colours_of_splats_that_need_their_harmonics_stay(tmp_path):
         *(np.full((4, n), v, np.float32) for n, v in ((3, 0.1), (3, -3.0), (4, 0.5))), np.zeros(4, np.float32), sh
     )
     scene = as_they_are(held, "cpu")
-    assert float(scene.cloud.dc.min()) == 5.0
+    assert float(scene.cloud.dc.detach().min()) == 5.0
