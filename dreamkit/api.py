@@ -38,7 +38,7 @@ from dreamkit.representations.paint import Texture
 from dreamkit.representations.particles import ParticlesScene, members
 from dreamkit.representations.representation import Representation, Scene, Solid, Volume
 from dreamkit.run import Run, file_digests
-from dreamkit.settings import replaced
+from dreamkit.settings import applied
 from dreamkit.state import Start, restore, stage_of, whole
 from dreamkit.streams import Streams
 
@@ -79,7 +79,7 @@ def generate(
     steps: int | None = None,
     out: str | Path | None = None,
     device: str = "auto",
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     watch: loop.Watch | None = None,
     note: Note = lambda text: None,
 ) -> Result:
@@ -100,43 +100,36 @@ def generate(
         steps: total number of steps; the stages keep their shares.
         out: the run folder; by default outputs/<prompt>/<time>-<system>-<seed>.
         device: "auto", "cpu", "cuda", "cuda:1".
-        settings: any field of the recipe, by path, as `--set` takes it.
+        settings: any field of the recipe by its path, as the text that `--set` takes or as the value itself.
         watch: called after every step; note: told what is being done.
 
     Raises InputError before anything is spent if something asked for cannot be; RunError if the run fails, and
     KeyboardInterrupt after Ctrl-C: then a checkpoint stands, and `resume` goes on.
     """
-    asked = representation or (None if start is not None and is_file(start) else system)
+    asked = system
     if system is None:
         system = "toybox" if prior in (None, "toybox") else "dreamfusion"
     sketch = start if start is not None and wants_sketch(load(system)) else None
     start = start if sketch is None else None
     chosen = devices.choose(device)
-    begun = None if start is None else _started(start, chosen)
-    own: str | Representation | None = representation
-    if begun and not asked:
-        own = begun[0].representation
-        if not begun[1]:  # by its name, so that a system's own settings of a mesh hold for a mesh file
-            own = "mesh" if isinstance(own, MeshSurface) else "gaussians"
+    begun = None if start is None else _started(start, chosen, note)
+    own = _kept(begun, asked) if representation is None else representation
     recipe = sketched(compose(system, guidance, own, prior, steps, settings or {}), sketch)
     if begun is None and sketch is None:
         recipe = apart(recipe, prompt)
-    recipe = editing(keeping(recipe, keep, begun is not None), source_prompt, begun[1] if begun else None)
+    recipe = editing(keeping(recipe, keep, begun is not None), source_prompt, begun.prompt if begun else None)
     recipe = frozen.with_files(recipe, lambda name: str(expanded(name).resolve()))  # to be resumed from anywhere
     Run.check(out, prompt, recipe)  # cheap mistakes first; then what cannot work is said before a folder is made
     note("prior")
     priors = load_priors(recipe, prompt, chosen)
-    first = None
-    if begun:  # converted once, for the rehearsal and the run
+    if begun:
         note("start")
-        stage = recipe.stages[0]
-        scene = begun[0] if begun[1] else _as_asked(begun[0], stage, chosen)
-        first = Start(scene.handed(stage, seed, chosen), stage.scenes)
-    rehearse(recipe, priors, prompt, chosen, first)
+        begun = _handed(begun, recipe.stages[0], seed, chosen)
+    rehearse(recipe, priors, prompt, chosen, begun)
     origin: dict[str, Any] = {} if start is None else {"start": str(expanded(start).resolve())}
     origin |= {"files": file_digests(recipe)}
     with Run.create(out, prompt, system, seed, recipe, str(chosen), facts=origin) as run:
-        return _finish(run, priors, chosen, watch, note, first)
+        return _finish(run, priors, chosen, watch, note, begun)
 
 
 def resume(
@@ -163,7 +156,7 @@ def resume(
 
 
 def export(
-    path: str | Path, *, settings: Mapping[str, str] | None = None, device: str = "auto", note: Note = lambda text: None
+    path: str | Path, *, settings: Mapping[str, Any] | None = None, device: str = "auto", note: Note = lambda text: None
 ) -> Result:
     """Write the files of a run again from its last checkpoint, with other settings of `Export` if given."""
     chosen = devices.choose(device)
@@ -182,7 +175,7 @@ def convert(
     path: str | Path,
     out: str | Path,
     *,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     device: str = "auto",
     note: Note = lambda text: None,
 ) -> Exported:
@@ -195,12 +188,11 @@ def convert(
     Raises InputError for a file that is neither, that is damaged or empty, or that would be written over; RunError for
     splats without a surface. Then nothing is written.
     """
-    spec, path, out = ExportSettings(), expanded(path), expanded(out)
-    for key, text in (settings or {}).items():
-        spec = replaced(spec, key.split("."), text, f"{key}={text}")
+    path, out = expanded(path), expanded(out)
+    spec = applied(ExportSettings(), [(key.split("."), value) for key, value in (settings or {}).items()])
     check_folder(out)
     chosen = devices.choose(device)
-    begun, _ = _started(path, chosen)
+    begun = _started(path, chosen, note)
     if is_file(path) and isinstance(begun.representation, MeshSurface):
         begun = _of_file(replace(begun.representation, paint=Texture(spec.texture_size)), chosen)
     if not isinstance(begun.scene, Solid | Volume):
@@ -267,27 +259,41 @@ def evaluate(
     return report, file
 
 
-def _started(path: str | Path, device: torch.device) -> tuple[Start, str]:
-    """The scene of a run or of a file, to start from, and what it is ("" for a file, which does not say)."""
+def _started(path: str | Path, device: torch.device, note: Note) -> Start:
+    """The scene of a run or of a file, to start from."""
     if is_file(path):
         full = expanded(path)
-        return _of_file(in_file(full) if holds_splats(full) else from_file(full), device), ""
+        spec = in_file(full) if holds_splats(full) else from_file(full, lambda text: note(f"{path}: {text}"))
+        return _of_file(spec, device)
     run = Run.open(path)
     scene, stage = _asset(run, device)
-    return Start(members(scene)[0], stage.representation), run.prompt
+    return Start(members(scene)[0], stage.representation, run.prompt)
 
 
 def _of_file(spec: Representation, device: torch.device) -> Start:
     return Start(spec.build(device, Streams(0, -1)), spec)
 
 
-def _as_asked(file: Start, stage: Stage, device: torch.device) -> Start:
-    """The start from a mesh's file in the size, and with as many texels for colours, as the stage's own mesh has."""
-    spec, own = file.representation, stage.representation
-    if not (isinstance(spec, MeshSurface) and isinstance(own, MeshSurface)):
-        return file
-    paint = own.paint if isinstance(own.paint, Texture) else Texture(own.texture_size)
-    return _of_file(replace(spec, radius=own.radius, paint=paint), device)
+def _kept(begun: Start | None, system: str | None) -> str | Representation | None:
+    """The representation that a start brings along: a run's, unless a system was asked for, and a file's."""
+    if begun is None or (begun.prompt and system):
+        return None
+    if begun.prompt:
+        return begun.representation
+    # by its name, so that a system's own settings of a mesh hold for a mesh's file
+    return "mesh" if isinstance(begun.representation, MeshSurface) else "gaussians"
+
+
+def _handed(begun: Start, stage: Stage, seed: int, device: torch.device) -> Start:
+    """The start as a scene of a stage's own: converted once, for the rehearsal and the run.
+
+    A mesh's file is read in the size, and with as many texels for colours, as the stage's own mesh has.
+    """
+    spec, own = begun.representation, stage.representation
+    if not begun.prompt and isinstance(spec, MeshSurface) and isinstance(own, MeshSurface):
+        paint = own.paint if isinstance(own.paint, Texture) else Texture(own.texture_size)
+        begun = _of_file(replace(spec, radius=own.radius, paint=paint), device)
+    return Start(begun.handed(stage, seed, device), stage.scenes, begun.prompt)
 
 
 def is_file(path: str | Path) -> bool:
@@ -348,7 +354,7 @@ def _write(run: Run, scene: Scene, recipe: Recipe, device: torch.device, note: N
 
 
 def _each(scene: Scene, folder: Path) -> list[tuple[Scene, Path]]:
-    """A scene and the folder for what is made of it; of particles each with one of its own in there. They are made."""
+    """Pairs of a scene and the folder for what is made of it, one for each particle. Makes the folders."""
     found = [(scene, folder)]
     if isinstance(scene, ParticlesScene):
         found = [(one, folder / f"particle_{number}") for number, one in enumerate(scene.scenes)]

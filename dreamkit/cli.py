@@ -94,7 +94,7 @@ def export(given: argparse.Namespace) -> None:
 
     settings = _settings(given.set)
     if given.formats is not None:
-        settings["formats"] = f"({', '.join(repr(name.strip()) for name in given.formats.split(','))},)"
+        settings["formats"] = tuple(name.strip() for name in given.formats.split(","))
     if api.is_file(given.run):
         _convert(given, settings)
         return
@@ -105,7 +105,7 @@ def export(given: argparse.Namespace) -> None:
     _report(result)
 
 
-def _convert(given: argparse.Namespace, settings: dict[str, str]) -> None:
+def _convert(given: argparse.Namespace, settings: dict[str, Any]) -> None:
     from dreamkit import api
 
     if given.out is None:
@@ -196,8 +196,8 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = kept
 
 
-def _settings(pairs: list[str]) -> dict[str, str]:
-    settings = {}
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:

@@ -33,7 +33,7 @@ def compose(
     representation: str | Representation | None = None,
     prior: str | None = None,
     steps: int | None = None,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """The recipe of a system with parts replaced. Raises InputError with the nearest names for an unknown one.
 

@@ -356,27 +356,15 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
-    """The recipe with `--set key=value` changes applied in turn; one that does not fit yet is tried again after the
-    others. Raises InputError.
+def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with `--set key=value` changes applied. Raises InputError.
 
     A key is a path of field names and tuple positions: `stages.0.guides.0.rule.trust.scale`. A key that starts with a
     field of Stage is set in every stage: `steps`, `guides.0.rule`. What a value may be, `dreamkit.settings` says.
     """
-    waiting = [(path, str(text)) for key, text in changes.items() for path in _full_keys(recipe, key)]
-    while waiting:
-        refused: list[tuple[list[str], str]] = []
-        why: list[InputError] = []
-        for path, text in waiting:
-            try:
-                recipe = settings.replaced(recipe, path, text, f"{'.'.join(path)}={text}")
-            except InputError as error:
-                refused.append((path, text))
-                why.append(error)
-        if len(refused) == len(waiting):
-            raise why[0]
-        waiting = refused
-    return recipe
+    return settings.applied(
+        recipe, [(path, value) for key, value in changes.items() for path in _full_keys(recipe, key)]
+    )
 
 
 def _full_keys(recipe: Recipe, key: str) -> list[list[str]]:

@@ -42,7 +42,7 @@ def _check_words(guide: Guide, stage: Stage, prior: Prior, prompt: str) -> None:
     views = prior.view_words.every if stage.view_words else [None]
     said = reworded(stage.debias, prompt, prior.view_words.every) if stage.debias else None
     view_conditions(prior, prompt, views, stage.negative_prompt, stage.source_prompt, said)
-    guide.rule.conditions(prior, prompt, ring(8), stage.view_words)
+    guide.rule.conditions(prior, prompt, ring(8), stage.view_words, said)
 
 
 def check_sight(guide: Guide, stage: Stage, prior: Prior) -> None:

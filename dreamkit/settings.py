@@ -1,6 +1,6 @@
-"""Settings: one value deep inside a tree of frozen dataclasses, given as text (`--set key=value`).
+"""Settings: one value deep inside a tree of frozen dataclasses, given as text (`--set key=value`) or itself, in Python.
 
-The text is read by the declared type of its field; where that says nothing, by the type of the value it replaces.
+A text is read by the declared type of its field; where that says nothing, by the type of the value it replaces.
 It may be a number, true, false, none, text, a tuple `(2.8, 3.2)`, the name of one of the toolkit's constants (`SDS`) or
 losses, or a constructor `Linear(0.98, 0.5)`. A short name will do while it is the only one; `rules.SDS` or the whole
 import path always does. Nothing is evaluated but these.
@@ -17,6 +17,7 @@ import pkgutil
 import sys
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from dreamkit import frozen
@@ -36,24 +37,41 @@ class _AnyDataclass:
     """The type of a field of which is known only that it holds a specification."""
 
 
-def replaced(tree: Any, path: list[str], text: str, said: str) -> Any:
-    """`tree` with what lies at `path` (field names and tuple positions) replaced by what `text` says.
+def applied(tree: Any, changes: Iterable[tuple[list[str], Any]]) -> Any:
+    """`tree` with changes made in turn, each a path and a value for `replaced`. What does not fit yet is tried again
+    after the others. Raises InputError."""
+    waiting = list(changes)
+    while waiting:
+        refused: list[tuple[list[str], Any]] = []
+        why: list[InputError] = []
+        for path, value in waiting:
+            try:
+                tree = replaced(tree, path, value)
+            except InputError as error:
+                refused.append((path, value))
+                why.append(error)
+        if len(refused) == len(waiting):
+            raise why[0]
+        waiting = refused
+    return tree
 
-    `said` is the setting as the user wrote it, for messages. Raises InputError.
-    """
-    return _replaced(tree, path, text, said, _AnyValue)
+
+def replaced(tree: Any, path: list[str], value: Any) -> Any:
+    """`tree` with what lies at `path` (field names and tuple positions) replaced: by what a text says, or by a value of
+    another type as it is. Raises InputError."""
+    return _replaced(tree, path, value, f"{'.'.join(path)}={value}", _AnyValue)
 
 
-def _replaced(value: Any, path: list[str], text: str, said: str, kind: Any) -> Any:
-    """`kind` is the declared type of the value."""
+def _replaced(value: Any, path: list[str], new: Any, said: str, kind: Any) -> Any:
+    """`kind` is the declared type of the value; `said` the setting as a user writes it, for messages."""
     if not path:
-        return _parsed(text, kind, said)
+        return _parsed(new, kind, said) if isinstance(new, str) else _taken(new, kind, said)
     word, *rest = path
     if isinstance(value, tuple):
         if not word.isdecimal() or int(word) >= len(value):
             raise InputError(f"{said}: {word!r} is not a place in a tuple of {len(value)}, counted from 0.")
         i = int(word)
-        item = _replaced(value[i], rest, text, said, _kind_of_item(kind, i, value[i]))
+        item = _replaced(value[i], rest, new, said, _kind_of_item(kind, i, value[i]))
         return (*value[:i], item, *value[i + 1 :])
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise InputError(f"{said}: there is nothing to set inside {value!r}; leave '.{'.'.join(path)}' off the key.")
@@ -61,11 +79,19 @@ def _replaced(value: Any, path: list[str], text: str, said: str, kind: Any) -> A
     if word not in known:
         raise InputError(f"{said}: {type(value).__name__} has no field {word!r}. {nearest(word, known)}")
     old = getattr(value, word)
-    new = _replaced(old, rest, text, said, _kind_of_field(type(value), word, old))
-    return frozen.build(type(value), {name: getattr(value, name) for name in known} | {word: new}, said)
+    changed = _replaced(old, rest, new, said, _kind_of_field(type(value), word, old))
+    return frozen.build(type(value), {name: getattr(value, name) for name in known} | {word: changed}, said)
 
 
 # ---- Values --------------------------------------------------------------------------------------------------------
+
+
+def _taken(value: Any, kind: Any, said: str) -> Any:
+    """A value that is no text, as `kind`; a list becomes a tuple."""
+    fitted = _fitted(tuple(value) if isinstance(value, list) else value, kind)
+    if fitted is _Nothing:
+        raise InputError(f"{said}: {_described(kind)} is expected; got {value!r}.")
+    return fitted
 
 
 def _parsed(text: str, kind: Any, said: str) -> Any:

@@ -21,6 +21,9 @@ from dreamkit.representations.representation import Group, Representation, Scene
 from dreamkit.run import Run
 from dreamkit.streams import Streams
 
+SECOND = "second"
+"""Names what belongs to the second of two things that are made apart: its random numbers, losses and parts."""
+
 
 @dataclass
 class State:
@@ -37,7 +40,8 @@ class State:
     skipped: int = 0
     """Steps just skipped in a row."""
     parts: dict[str, dict[str, Part]] = field(default_factory=dict)
-    """What the rules train beside the scene: guide -> name -> part."""
+    """What the rules train beside the scene: guide -> name -> part. Of two things that are made apart, those of the
+    second are under "guide0/second" and so on."""
     source: Scene | None = None
     """For rules that edit: the scene as it was at the start of the stage."""
     ahead: dict[str, Any] | None = None
@@ -54,6 +58,8 @@ class Start:
 
     scene: Scene
     representation: Representation
+    prompt: str = ""
+    """What it was made for; empty for a file, which does not say."""
 
     def handed(self, stage: Stage, seed: int, device: torch.device) -> Scene:
         """The scene as one of the stage's representation. Raises InputError if it cannot be."""
@@ -84,8 +90,12 @@ def fresh(
     scene = scene or stage.scenes.build(device, Streams(seed, -1))
     groups = scene.parameters(stage.at(0).representation)
     optimiser = adam(groups, betas=stage.adam.betas, eps=stage.adam.eps, fused=True)
+    drawn = {"": Streams(seed, -1)}
+    if stage.things:  # each learns of one thing alone
+        drawn |= {f"/{SECOND}": drawn[""].within(SECOND)}
     parts = {
-        f"guide{number}": guide.rule.parts(priors[guide.prior], Streams(seed, -1).within(f"guide{number}"))
+        f"guide{number}{name}": guide.rule.parts(priors[guide.prior], streams.within(f"guide{number}"))
+        for name, streams in drawn.items()
         for number, guide in enumerate(stage.guides)
         if priors
     }

@@ -24,7 +24,7 @@ from dreamkit.recipe import Guide, Stage
 from dreamkit.representations.particles import members
 from dreamkit.representations.representation import Scene
 from dreamkit.schedule import fixed
-from dreamkit.state import State, carried
+from dreamkit.state import SECOND, State, carried
 from dreamkit.streams import Streams
 
 
@@ -100,7 +100,7 @@ def _shows(now: Stage, state: State, prompt: str, streams: Streams) -> list[_Sho
     (first, second), sources = members(state.scene), [None, None] if state.source is None else members(state.source)
     return [
         _Show(first, sources[0], now.things.first, streams),
-        _Show(second, sources[1], now.things.second, streams.within("second"), "/second"),
+        _Show(second, sources[1], now.things.second, streams.within(SECOND), f"/{SECOND}"),
     ]
 
 
@@ -121,7 +121,7 @@ def _look(now: Stage, show: _Show, state: State, task: Task, progress: float, cl
             x = _encoded(prior, clipped(seen(images, guide), fixed(guide.clip)), guide, own)
         with clock("prior"):
             conditions = _conditions(now, guide, prior, show.prompt, cameras)
-            parts = state.parts.get(f"guide{number}")
+            parts = state.parts.get(f"guide{number}{show.name}")
             where = Geometry(cameras, images.depth.detach(), images.alpha.detach())
             others = {} if source is None else {"source": _encoded(prior, seen(source, guide), guide, own).detach()}
             guidance = gradient(guide.rule, prior, x, conditions, own, progress, others, parts, where)
@@ -140,7 +140,7 @@ def _conditions(now: Stage, guide: Guide, prior: Prior, prompt: str, cameras: Ca
     views = prior.view_words.of(cameras) if now.view_words else [None] * len(cameras)
     said = reworded(now.debias, prompt, prior.view_words.every) if now.debias else None
     conditions = view_conditions(prior, prompt, views, now.negative_prompt, now.source_prompt, said)
-    conditions |= guide.rule.conditions(prior, prompt, cameras, now.view_words)
+    conditions |= guide.rule.conditions(prior, prompt, cameras, now.view_words, said)
     numbers = cameras.camera_to_world.flatten(1).to(prior.device)
     return conditions | {"camera": Condition({"camera": numbers})}
 

@@ -12,7 +12,7 @@ from dreamkit.assets.prepare import cube_sphere
 from dreamkit.cameras import orbit
 from dreamkit.compose import apart, compose
 from dreamkit.errors import InputError
-from dreamkit.guidance.rules import DDS
+from dreamkit.guidance.rules import DDS, F_DIV
 from dreamkit.kernels.query import Hits
 from dreamkit.losses import Weighted
 from dreamkit.meshes import GUTTER, Mesh, join_textured
@@ -29,7 +29,7 @@ from dreamkit.representations.mesh import MeshScene, MeshSurface
 from dreamkit.representations.paint import Texture
 from dreamkit.representations.sketch import Sketch
 from dreamkit.run import Run
-from dreamkit.state import fresh, save, whole
+from dreamkit.state import fresh, restore, save, whole
 from dreamkit.step import Task, differentiate, take_step
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
@@ -169,6 +169,25 @@ def test_a_step_shows_each_thing_under_its_own_words_and_is_the_steps_of_both_al
     assert bool(second.offsets.grad.any())
     assert not torch.equal(second.offsets.grad, first.offsets.grad)
     assert figures["skipped"] == []
+
+
+def test_each_thing_has_what_its_rule_remembers_to_itself(tmp_path):
+    """The discriminator keeps pictures that the prior drew, which are red of one thing and blue of the other."""
+    recipe = recipe_of(BALL)
+    guide = replace(recipe.stages[0].guides[0], rule=F_DIV)
+    stage = replace(recipe.stages[0], guides=(guide,), things=BALLS)
+    recipe, priors = replace(recipe, stages=(stage,)), {PRIOR: PRIOR.load(CPU)}
+    state = fresh(stage, 0, CPU, priors)
+    take_step(stage, state, Task(PROMPT, priors))
+    red, blue = (state.parts[name]["discriminator"].real.mean((0, 2, 3)) for name in ("guide0", "guide0/second"))
+    assert red[0] > 0.5 > -0.5 > red[2]
+    assert blue[2] > 0.5 > -0.5 > blue[0]
+    with Run.create(tmp_path / "run", PROMPT, "tiny", 0, recipe) as run:
+        save(run, state)
+        back = restore(recipe, run, CPU, priors)
+    for name in ("guide0", "guide0/second"):
+        kept = [found.parts[name]["discriminator"].real for found in (state, back)]
+        assert torch.equal(*kept)
 
 
 def test_a_thing_that_is_not_finite_is_named_and_nothing_moves():

@@ -289,8 +289,15 @@ def test_out_is_for_files_and_a_file_is_not_written_over(scenes, tmp_path, capfd
 
 def test_colours_of_a_mesh_are_laid_on_as_many_texels_as_asked(tmp_path):
     (path,) = write(two_colours(), tmp_path / "a.ply")
-    few = FEW | {"formats": "('glb',)", "texture_size": "512"}
+    few = FEW | {"formats": ("glb",), "texture_size": 512}
     assert api.convert(path, tmp_path / "out", settings=few).mesh.texture.shape == (512, 512, 3)
+
+
+def test_what_is_odd_about_a_file_is_said(tmp_path):
+    whole, told = two_colours(), []
+    (path,) = write(replace(whole, faces=whole.faces[1:]), tmp_path / "a.ply")  # a triangle is missing
+    api.convert(path, tmp_path / "out", settings=FEW | {"formats": ("stl",)}, note=told.append)
+    assert f"{path}: not closed: 3 edges have one face" in told
 
 
 def test_the_picture_of_a_ply_is_not_written_over(tmp_path):

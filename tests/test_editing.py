@@ -46,7 +46,7 @@ def red(tmp_path_factory) -> Path:
 
 
 def begun(folder: Path) -> Start:
-    return api._started(folder, CPU)[0]
+    return api._started(folder, CPU, print)
 
 
 def test_a_dds_edit_with_equal_prompts_changes_nothing_at_all(tmp_path):

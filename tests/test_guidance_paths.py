@@ -55,7 +55,7 @@ class OnGrid(Inverted):
     start: bool = False
     ks: tuple[float, ...] = (1e-12, 0.4, 0.8)
 
-    def grid(self, probe: Probe, last: Level) -> list[Level]:
+    def grid(self, probe: Probe, goal: Level, last: Level) -> list[Level]:
         return [probe.prior.level_of_k(torch.full((len(probe.x),), k, dtype=torch.float64)) for k in self.ks]
 
 
@@ -84,14 +84,28 @@ def inverted(x: Tensor, k: float | tuple[float, ...], noise: Inverted) -> Tensor
     return look(rule, x, prior_of())
 
 
-def test_an_inversion_walks_up_the_schedule_in_its_strides():
-    """In z / alpha the step of one Gaussian from k to k' is (x - m) (s^2 + k k') / (s^2 + k^2)."""
-    ks = [float(prior_of().level_at(index).k) for index in (0, 100, 200, 300, 350)]
+def walked(nodes: list[int]) -> float:
+    """The noise found for x = 2 on a walk through these indices of the schedule.
+
+    In z / alpha the step of one Gaussian from k to k' is (x - m) (s^2 + k k') / (s^2 + k^2).
+    """
+    ks = [float(prior_of().level_at(index).k) for index in nodes]
     off = 2.0 - 0.3
     for k, to in itertools.pairwise(ks):
         off *= (S**2 + k * to) / (S**2 + k**2)
-    found = inverted(batch([2.0]), ks[-1], Inverted(stride=0.1, steps=None, start=False))
-    assert found.item() == pytest.approx((0.3 + off - 2.0) / ks[-1], rel=1e-9)
+    return (0.3 + off - 2.0) / ks[-1]
+
+
+def test_an_inversion_walks_up_the_schedule_in_its_strides():
+    found = inverted(batch([2.0]), float(prior_of().level_at(350).k), Inverted(stride=0.1, steps=None, start=False))
+    assert found.item() == pytest.approx(walked([0, 100, 200, 300, 350]), rel=1e-9)
+
+
+def test_a_walk_that_ends_where_it_begins_asks_for_nothing():
+    prior = prior_of()
+    rule = replace(there(rules.ISM), levels=AtK((("main", 1.0), ("lower", float(prior.level_at(0).k)))))
+    look(rule, batch([2.0]), prior)
+    assert prior.calls == 2  # at the lower level, which is the baseline, and at the main one
 
 
 def test_an_inversion_adds_noise_of_its_share_of_the_ddpm_deviation():
@@ -108,14 +122,17 @@ def test_an_inversion_goes_beyond_the_level_by_up_to_its_share_of_the_schedule()
     far = (drawn(Streams(0, 0), "beyond", 200) * 100).floor()
     assert far.min() < 5
     assert far.max() > 95
-    ks = tuple(float(prior_of().level_at(400 + int(index)).k) for index in far)
-    walk = Inverted(stride=0.1, steps=None, start=False)
-    same(inverted(x, float(prior_of().level_at(400).k), replace(walk, beyond=0.1)), inverted(x, ks, walk))
+    walk, nodes = Inverted(stride=0.1, steps=None, start=False, beyond=0.1), (0, 100, 200, 300)  # those below the level
+    found = inverted(x, float(prior_of().level_at(400).k), walk)
+    want = torch.cat([batch([walked([*nodes, 400 + int(index)])]) for index in far])
+    same(found, want)
 
 
 def test_what_the_golden_table_replaces_is_as_published():
     assert rules.ISM.trust == rules.TSM.trust == Guided(7.5, against="negative")
-    assert (rules.SDI.noise.scale, rules.SDI.noise.eta, rules.SDI.noise.beyond) == (-7.5, 0.3, 0.1)
+    assert (rules.SDI.noise.scale, rules.SDI.noise.eta, rules.SDI.noise.beyond) == (-6.5, 0.3, 0.1)
+    assert rules.SDI.trust == rules.DIVERSE_SD.trust == Guided(8.5)  # 7.5, in code that counts from the prompt
+    assert rules.DIVERSE_SD.noise.scale == 8.5
     assert isinstance(rules.BALANCED_SD.weight, Alpha)
 
 
@@ -242,7 +259,7 @@ def test_csm_ism_and_sdi_with_random_noise_are_csd_and_sds():
     of_k = {"weight": SigmaOverAlpha()}
     same(on_path(rules.CSM, given), on_path(replace(CSD, **of_k), given))
     sds = on_path(replace(SDS, trust=Guided(G), **of_k), given)
-    same(on_path(rules.SDI, given), sds)
+    same(on_path(replace(rules.SDI, trust=Guided(G)), given), sds)
     same(on_path(replace(rules.ISM, trust=Guided(G), subtract=Drawn()), given), sds)
 
 
@@ -252,7 +269,7 @@ def test_asd_without_a_gap_is_csd_of_one_scale_less():
 
 
 def test_diverse_sd_with_fresh_noise_is_asd():
-    same(on_path(rules.DIVERSE_SD, Given(PICTURES)), on_path(rules.ASD, Given(PICTURES)))
+    same(on_path(replace(rules.DIVERSE_SD, trust=Guided(G)), Given(PICTURES)), on_path(rules.ASD, Given(PICTURES)))
 
 
 def test_cds_of_one_level_and_dds_of_one_picture_are_nothing():
@@ -337,7 +354,7 @@ def test_sdi_retraces_ddims_clean_estimates():
         z = ddim(z, kappas[-1], level, to)
     x = clean[0]
     for k, kappa, want in zip(ks[1:], kappas, clean[1:], strict=False):
-        x = x - look(at(rules.SDI, k, kappa), x, prior)
+        x = x - look(at(replace(rules.SDI, trust=Guided(G)), k, kappa), x, prior)
         same(x, want)
 
 

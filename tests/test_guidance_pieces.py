@@ -15,7 +15,7 @@ from dreamkit.guidance.estimate import Denoised, Guided, rescaled
 from dreamkit.guidance.levels import At, Uniform
 from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch, clip_pixels
 from dreamkit.guidance.rule import Weight
-from dreamkit.guidance.weight import Alpha, AlphaSigmaSquared, One, SigmaOverAlpha, SigmaSquared
+from dreamkit.guidance.weight import Alpha, AlphaSigmaSquared, InverseSigmaSquared, One, SigmaOverAlpha, SigmaSquared
 from dreamkit.schedule import Linear, resolve
 from dreamkit.streams import Streams
 from tests.looking import PICTURES, G, S, at, batch, colours, conditions_of, look, prior_of, same
@@ -56,6 +56,7 @@ def test_levels_per_batch_are_one_level_and_at_is_deterministic():
         (SigmaOverAlpha(), lambda alpha, sigma: sigma / alpha),
         (AlphaSigmaSquared(), lambda alpha, sigma: alpha * sigma**2),
         (Alpha(), lambda alpha, sigma: alpha),
+        (InverseSigmaSquared(), lambda alpha, sigma: 1 / sigma**2),
     ],
     ids=lambda value: type(value).__name__,
 )

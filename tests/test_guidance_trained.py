@@ -44,6 +44,7 @@ from tests.looking import (
     prior_of,
     same,
 )
+from tests.test_guidance_together import joint
 
 NOISE = torch.randn(PICTURES.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(11))
 KS = (0.3, 1.0, 5.0)
@@ -410,7 +411,7 @@ def test_lusds_direction_is_a_mix_of_the_masked_difference_and_the_pull_to_the_s
     rule = fixed_at(replace(LUSD, trust=Localized(0.1, mask=0.5, identity=0.2)))
     parts, source = rule.parts(colours(), Streams(0, -1)), 0.3 * PICTURES.flip(-1) + 0.1
     mask = torch.rand(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    parts["local"].look(mask)
+    parts["local"].look(mask, None)
     apart = look(fixed_at(replace(CSD, subtract=Plain("source"), weight=One())), PICTURES, colours())
     want = 0.8 * (0.5 * mask + 0.5) * apart + 0.2 * (PICTURES - source)
     got = look(rule, PICTURES, colours(), parts, source=source)
@@ -431,6 +432,21 @@ def test_lusd_changes_nothing_where_nobody_looks_and_remembers_nine_tenths_of_th
     looked = looked.flip(-1)
     look(rule, PICTURES, prior, parts, 1)
     same(parts["local"].last, 0.1 * looked + 0.9 * looked.flip(-1))
+
+
+def test_lusd_remembers_a_mask_only_where_the_camera_stays(monkeypatch):
+    prior, looked = colours(), torch.rand(3, 1, 4, 4, dtype=torch.float64)
+    attended = type(prior).attended
+    monkeypatch.setattr(type(prior), "attended", lambda *given: (*attended(*given)[:2], looked))
+    rule, before = replace(LOCAL, noise=Gated(0.0)), looked
+    parts = rule.parts(prior, Streams(0, -1))
+    stands = torch.zeros(3, 12, dtype=torch.float64)
+    look(rule, PICTURES, prior, parts, camera=Condition({"camera": stands}))
+    looked = looked.flip(-1)
+    moved = stands + torch.tensor([[0.0], [0.0], [1.0]])
+    look(rule, PICTURES, prior, parts, 1, camera=Condition({"camera": moved}))
+    same(parts["local"].last[:2], 0.1 * looked[:2] + 0.9 * before[:2])
+    same(parts["local"].last[2], looked[2])
 
 
 def test_retries_are_draws_of_their_own_in_a_systems_range():
@@ -502,6 +518,12 @@ def test_only_what_one_camera_sees_is_compared():
     assert pairs[:2].sum(0).abs().max() < 1e-12  # equal and opposite
 
 
+def test_other_cameras_do_not_change_how_far_particles_reach():
+    x = clusters()
+    two = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat_interleave(4)[:, None].expand(8, 12)
+    same(repelled(torch.cat([x, x]), camera=Condition({"camera": two}))[:4], repelled(x))
+
+
 def test_features_may_come_from_a_vision_transformer(tmp_path):
     from transformers import ViTConfig, ViTModel
 
@@ -514,6 +536,17 @@ def test_features_may_come_from_a_vision_transformer(tmp_path):
     assert repelled(clusters(), rule).abs().max() > 0
     with pytest.raises(InputError, match="vision transformer"):
         repelled(clusters(), replace(ALONE, subtract=Repelled(Nothing(), 1.0, str(tmp_path / "none"))))
+
+
+def test_views_that_are_seen_together_are_told_the_camera_together_or_not_at_all(monkeypatch):
+    """A share of views would leave hardly an object without any, which is what scale asks the student for."""
+    prior, x, told = joint(), torch.zeros(1600, 3, 2, 2, dtype=torch.float64), list[Tensor]()
+    parts = ESD.parts(prior, Streams(0, -1))
+    monkeypatch.setattr(type(parts["student"]), "fit", lambda self, x, c, camera, s: told.append(camera) or 0.0)
+    look(ESD, x, prior, parts, camera=Condition({"camera": torch.ones(1600, 12, dtype=torch.float64)}))
+    known = told[0][:, 0].reshape(400, 4)
+    assert torch.equal(known, known[:, :1].expand(-1, 4))
+    assert 20 < int((known[:, 0] == 0).sum()) < 60  # of 400 a tenth; three deviations are 18
 
 
 def test_the_parts_of_a_rule_refuse_another_rules_state():

@@ -176,6 +176,23 @@ def test_it_wants_view_words_and_the_check_knows_its_conditions():
     check(rules.SDS_PERP_NEG_VIEWS, prior_of_views())
 
 
+def test_prompts_are_those_that_were_worded_for_the_view(monkeypatch):
+    """Debiased prompts (`Stage.debias`) reach what a rule asks for itself, but not a region's own words."""
+    prior, told = prior_of_views(), list[str]()
+
+    def listen(texts: list[str]) -> Condition:
+        told.extend(texts)
+        return Condition({"mean": torch.zeros(len(texts), 1)})
+
+    monkeypatch.setattr(prior, "condition", listen)
+    BETWEEN.conditions(prior, "y", orbit([60.0], 0.0), True, {"side": "w"})
+    assert set(told) == {"y, front view", "w, side view"}
+    told.clear()
+    both = replace(SDS, trust=Regions(G, (Region(), Region("mine"))))
+    both.conditions(prior, "y", orbit([90.0], 0.0), True, {"side": "w"})
+    assert told == ["w, side view", "mine, side view"]
+
+
 # Regions ------------------------------------------------------------------------------------------------------------
 
 HALVES = (Region("y", (-2, -2, 0), (2, 2, 2)), Region("y", (-2, -2, -2), (2, 2, 0)))

@@ -16,7 +16,7 @@ from dreamkit.cameras import orbit
 from dreamkit.errors import InputError, RunError
 from dreamkit.guidance import gradient
 from dreamkit.guidance.levels import At
-from dreamkit.guidance.rules import CSD, VSD
+from dreamkit.guidance.rules import CSD, SDS_PERP_NEG_VIEWS, VSD
 from dreamkit.images import Images
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.priors.analytic import AnalyticPrior
@@ -357,6 +357,9 @@ def test_a_step_tells_the_prior_the_negative_prompt_and_the_words_that_are_left(
     told = step._conditions(stage, stage.guides[0], prior, "a red ball", orbit([0.0, 180.0], 0.0))
     for name, said in (("prompt", ["a red ball", "a blue ball"]), ("negative", ["bad", "bad"])):
         assert torch.equal(told[name].tensors["mean"], prior.condition(said).tensors["mean"])
+    turned = replace(stage.guides[0], rule=SDS_PERP_NEG_VIEWS)
+    between = step._conditions(stage, turned, prior, "a red ball", orbit([0.0, 180.0], 0.0))["between"]
+    assert torch.equal(between.tensors["mean"], told["prompt"].tensors["mean"])
 
 
 def test_a_prior_that_answers_nan_is_named_and_not_silently_left_out(recipe, tmp_path, monkeypatch):

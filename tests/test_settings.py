@@ -1,4 +1,4 @@
-"""Settings: text by the declared type of its field."""
+"""Settings: text by the declared type of its field; other values as they are."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -53,9 +53,9 @@ class Odd:
     rule: Rule = SDS
 
 
-def set_in(key: str, text: str, tree: Any = None) -> Any:
+def set_in(key: str, given: Any, tree: Any = None) -> Any:
     """The value at `key` after setting it."""
-    value = replaced(tree or Tree(inner=Tree()), key.split("."), text, f"{key}={text}")
+    value = replaced(tree or Tree(inner=Tree()), key.split("."), given)
     for word in key.split("."):
         value = value[int(word)] if isinstance(value, tuple) else getattr(value, word)
     return value
@@ -182,6 +182,35 @@ def test_what_does_not_fit_is_told(key, text, says):
     assert str(found.value).startswith(f"{key}={text}"[:40])
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("whole", 300, 300),
+        ("real", 3, 3.0),
+        ("maybe", None, None),
+        ("flag", True, True),
+        ("number", Linear(0.98, 0.5), Linear(0.98, 0.5)),
+        ("pair", [2, 3.5], (2.0, 3.5)),
+        ("pair.1", 7, 7.0),
+        ("many", ["obj", "ply"], ("obj", "ply")),
+        ("rule", CSD, CSD),
+        ("any_spec", LINE, LINE),
+    ],
+)
+def test_a_value_that_is_no_text_is_taken_as_it_is(key, given, value):
+    found = set_in(key, given)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "given"), [("whole", 1.5), ("flag", 1), ("real", None), ("pair", (1,)), ("rule", SDS.trust), ("text", 3)]
+)
+def test_a_value_of_another_type_is_refused(key, given):
+    with pytest.raises(InputError, match=rf"^{key}=.* is expected; got "):
+        set_in(key, given)
+
+
 def test_a_type_that_cannot_be_resolved_leaves_the_other_fields_their_own():
     assert set_in("rule", "CSD", Odd()) == CSD
     with pytest.raises(InputError, match=r"Rule\(...\) is expected"):
@@ -190,5 +219,5 @@ def test_a_type_that_cannot_be_resolved_leaves_the_other_fields_their_own():
 
 def test_the_tree_that_was_given_is_untouched():
     tree = Tree()
-    replaced(tree, ["pair", "0"], "5", "pair.0=5")
+    replaced(tree, ["pair", "0"], "5")
     assert tree == Tree()

@@ -49,7 +49,7 @@ class Attached(Noise):
 
     background  "kept": one picture for all views and steps; "fresh": new at every step and in every view
     share       of the variance that is attached; the rest is fresh
-    texels      side of a chart, in sides of x: 4 make textures of 1536 texels for every cell of x
+    texels      side of a chart, in sides of x: 4 make textures of 384 texels for every cell of x
     """
 
     background: Literal["kept", "fresh"] = "kept"
@@ -79,7 +79,7 @@ class Drifting(Attached):
     """Attached noise that slowly becomes another: after every step T <- sqrt(1 - rate) T + sqrt(rate) N(0, 1).
 
     The published rates are 1e-4, or 0.01 falling to that. The textures are a part of the run's state: mind the size of
-    its checkpoints, 4 bytes * 1536 * the numbers in x (75 MB for four channels of 64 x 64, 19 MB for the toybox).
+    its checkpoints, 4 bytes * 384 * the numbers in x (25 MB for four channels of 64 x 64, 19 MB for the toybox).
     """
 
     part_name: ClassVar[str] = "textures"

@@ -178,7 +178,7 @@ class NoiseFree(Estimate):
 
     scale (eps_prompt - eps_null) + domain. Below the level k = `threshold`, where the noise part of a prediction is
     small, domain = eps_null; from there on it is eps_null - eps_negative. Known implementations switch at index 200 of
-    Stable Diffusion's 1000, where k is 0.5717 (at index 199 it is 0.5690). The switch is per sample.
+    Stable Diffusion's 1000, where k is 0.5717 (at index 199 it is 0.5693). The switch is per sample.
     """
 
     mixes: ClassVar[bool] = True

@@ -5,6 +5,7 @@ camera is guided towards what lies between the two views next to it, and away fr
 stands from them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,7 +52,9 @@ class PerpNegViews(Estimate):
     def names(self) -> tuple[str, ...]:
         return ("between", "front", "side")
 
-    def conditions(self, prior: Prior, prompt: str, cameras: Cameras, words: bool) -> dict[str, Condition]:
+    def conditions(
+        self, prior: Prior, prompt: str, cameras: Cameras, words: bool, worded: Mapping[str, str] | None = None
+    ) -> dict[str, Condition]:
         if not words:
             raise InputError("this rule turns prompts by their view words: leave Stage.view_words true for it.")
         lists: dict[str, list[str]] = {"first": [], "second": [], "front": [], "side": []}
@@ -64,7 +67,7 @@ class PerpNegViews(Estimate):
             views = {"first": first, "second": second, "front": say(0.0, height), "side": side}
             shares.append(share)
             for name, view in views.items():
-                lists[name].append(with_view(prompt, view))
+                lists[name].append(with_view((worded or {}).get(view, prompt), view))
         made = {name: prior.condition(prompts) for name, prompts in lists.items()}
         between = Condition.mix(made["first"], made["second"], torch.tensor(shares, dtype=torch.float64))
         return {"between": between, "front": made["front"], "side": made["side"]}

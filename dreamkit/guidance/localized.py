@@ -14,7 +14,7 @@ from torch import Tensor
 from dreamkit.diffusion import Level, add_noise, over
 from dreamkit.guidance.levels import Double
 from dreamkit.guidance.rule import Ask, Estimate, Noise, Noised, Part, Probe
-from dreamkit.priors.prior import Prior
+from dreamkit.priors.prior import Condition, Prior
 from dreamkit.schedule import Number, fixed
 from dreamkit.streams import Streams
 
@@ -67,7 +67,7 @@ class Gated(Noise):
             if len(todo) == 0:
                 break
             least *= 0.99
-        part.look(seen)
+        part.look(seen, probe.conditions.get("camera"))
         answers = {Ask(condition): kept[condition] for condition in ("prompt", "source")}
         return Noised(kept["noise"], answers=answers, levels={"main": level})
 
@@ -79,8 +79,9 @@ class Gated(Noise):
 class Localized(Estimate):
     """size d / std(d), with d = (1 - identity) m (eps_prompt - eps_source) + identity (x - x_source), per sample.
 
-    m = mask M + 1 - mask, with M in [0, 1] the map of the words that only the target prompt has (`Prior.attended`),
-    nine tenths of the last step's in it. Where d is the same everywhere the direction is zero.
+    m = mask M + 1 - mask, M in [0, 1] being the map of words that only the target prompt has (`Prior.attended`); nine
+    tenths of the last step's are in it where that was seen from the same camera, as a canvas always is. Where d is the
+    same everywhere the direction is zero.
 
     size       the deviation of the gradient
     mask       how much of the map is believed
@@ -111,38 +112,44 @@ class Localized(Estimate):
 
 
 class LocalPart(Part):
-    """What the rule remembers: the last mask. Nothing is trained."""
+    """What the rule remembers: the last masks, and from where they were seen. Nothing is trained."""
 
     memory = 0.9
 
     def __init__(self, prior: Prior):
         self.device = prior.device
         self.last: Tensor | None = None
+        self.stood: Tensor | None = None
         self._seen: Tensor | None = None
+        self._stands: Tensor | None = None
 
-    def look(self, seen: Tensor) -> None:
-        """Take this step's maps [B, 1, h, w]."""
+    def look(self, seen: Tensor, camera: Condition | None) -> None:
+        """Take this step's maps [B, 1, h, w], and the cameras they were seen from; all from one where none is known."""
         self._seen = seen
+        self._stands = seen.new_zeros(len(seen), 1) if camera is None else camera.tensors["camera"]
 
     def map(self, like: Tensor) -> Tensor:
-        """This step's maps with the memory of the last step's; ones before anything was seen."""
-        if self._seen is None:
+        """This step's maps, with the memory of the last step's where the camera is the same; ones before anything was
+        seen."""
+        if self._seen is None or self._stands is None:
             return torch.ones_like(like[:, :1])
-        if self.last is None or self.last.shape != self._seen.shape:
+        if self.last is None or self.stood is None or self.last.shape != self._seen.shape:
             return self._seen
-        return self.memory * self.last.to(self._seen) + (1 - self.memory) * self._seen
+        same = (self.stood.to(self._stands) == self._stands).all(1)
+        kept = self.memory * over(same, self._seen)
+        return kept * self.last.to(self._seen) + (1 - kept) * self._seen
 
     def train(self, probe: Probe) -> float:
-        """Remember this step's mask; nothing is trained, so the loss is 0."""
-        self.last, self._seen = self.map(probe.x), None
+        """Remember this step's masks; nothing is trained, so the loss is 0."""
+        self.last, self.stood, self._seen = self.map(probe.x), self._stands, None
         return 0.0
 
     def state(self) -> dict[str, Any]:
-        return {"last": self.last}
+        return {"last": self.last, "stood": self.stood}
 
     def load(self, state: dict[str, Any]) -> None:
-        last = state["last"]
-        self.last = None if last is None else last.to(self.device)
+        kept = (state["last"], state["stood"])
+        self.last, self.stood = (None if tensor is None else tensor.to(self.device) for tensor in kept)
 
 
 def _put(level: Level, where: Tensor, new: Level) -> Level:

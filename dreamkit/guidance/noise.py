@@ -83,8 +83,9 @@ class Inverted(Noise):
 
     def __call__(self, probe: Probe) -> Noised:
         x, main = probe.x, probe.levels["main"]
-        last = probe.levels.get("lower") or self._beyond(probe, main)
-        grid = self.grid(probe, last)
+        goal = probe.levels.get("lower") or main
+        last = goal if "lower" in probe.levels else self._beyond(probe, main)
+        grid = self.grid(probe, goal, last)
         first = probe.streams.normal("start", tuple(x.shape), like=x) if self.start else torch.zeros_like(x)
         z = add_noise(x, first, grid[0])
         for number, (level, to) in enumerate(itertools.pairwise(grid)):
@@ -97,16 +98,16 @@ class Inverted(Noise):
             return Noised(eps_of(z, x, last))
         return self._fork(probe, z)
 
-    def grid(self, probe: Probe, last: Level) -> Sequence[Level]:
-        """The levels of the walk, from index 0 to `last`."""
+    def grid(self, probe: Probe, goal: Level, last: Level) -> Sequence[Level]:
+        """The levels of the walk: those from index 0 that lie below `goal`, and then `last`."""
         prior = probe.prior
-        end = prior.schedule.index(last.k)
+        end = prior.schedule.index(goal.k)
         stride = self.stride * prior.schedule.steps
-        count = max(int(torch.ceil(end / stride).max()), 1)
+        count = int(torch.ceil(end / stride).max())
         if self.steps is not None:
             count = min(count, self.steps)
         nodes = [prior.level_at(torch.full_like(end, round(i * stride))) for i in range(count)]
-        return [*(Level.where(node.k < last.k, node, last) for node in nodes), last]
+        return [*(Level.where(node.k < goal.k, node, last) for node in nodes), last]
 
     def _beyond(self, probe: Probe, main: Level) -> Level:
         if self.beyond == 0:

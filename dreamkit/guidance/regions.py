@@ -1,5 +1,6 @@
 """Boxes of the world with prompts of their own: what each stands for is drawn where its surface is seen."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -77,12 +78,15 @@ class Regions(Estimate):
     def names(self) -> tuple[str, ...]:
         return tuple(f"region{number}" for number in range(len(self.regions)))
 
-    def conditions(self, prior: Prior, prompt: str, cameras: Cameras, words: bool) -> dict[str, Condition]:
+    def conditions(
+        self, prior: Prior, prompt: str, cameras: Cameras, words: bool, worded: Mapping[str, str] | None = None
+    ) -> dict[str, Condition]:
         made = {}
         for name, region in zip(self.names, self.regions, strict=True):
-            text, count = region.prompt or prompt, len(cameras)
+            text, own = region.prompt or prompt, {} if region.prompt else worded or {}
             views = prior.view_words.of(cameras.about(region.centre))
-            made[name] = prior.condition([with_view(text, view) for view in views] if words else [text] * count)
+            told = [with_view(own.get(view, text), view) for view in views] if words else [text] * len(cameras)
+            made[name] = prior.condition(told)
         return made
 
     def asks(self) -> tuple[Ask, ...]:

@@ -27,8 +27,8 @@ class Repelled(Estimate):
     R points towards the others; as the rule subtracts this estimate, descent moves particle i away. sigma and z are
     those of a variance-preserving path. f = features(decode(z)), by default the pixels themselves; the sum is over the
     samples seen by the same camera (all, where no camera is known), itself included.
-    h = median_i(median_j |f_i - f_j|)^2 / log(max(N - 1, 2)) for N samples that have company, one h for all. The
-    published code of one front end has the other sign, which attracts.
+    h = median_i(median_j |f_i - f_j|)^2 / log(max(N - 1, 2)), one h for all; N is the number of samples that a camera
+    sees, the most of all cameras. The published code of one front end has the other sign, which attracts.
 
     gamma      strength
     features   the folder of a vision transformer that transformers reads, such as DINO; its class token is the feature
@@ -81,7 +81,7 @@ def bandwidth(squared: Tensor, together: Tensor) -> Tensor:
     """h of `Repelled`, for squared distances [B, B] and who is compared with whom [B, B]."""
     alone = torch.eye(len(squared), dtype=torch.bool, device=squared.device)
     others = torch.where(together & ~alone, squared.sqrt(), math.nan)
-    count = int((together & ~alone).any(1).sum())
+    count = int(together.sum(1).max())
     median = others.nanmedian(1).values.nanmedian()
     return median.nan_to_num(1.0).square().clamp(min=1e-12) / math.log(max(count - 1, 2))
 

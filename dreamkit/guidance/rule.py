@@ -168,8 +168,11 @@ class Piece(ABC):  # noqa: B024  the axes below add what is abstract
         """The conditions that it makes itself; none if the usual ones are enough."""
         return ()
 
-    def conditions(self, prior: Prior, prompt: str, cameras: Cameras, words: bool) -> dict[str, Condition]:
-        """Those conditions, one for each camera. `words` says whether prompts get view words.
+    def conditions(
+        self, prior: Prior, prompt: str, cameras: Cameras, words: bool, worded: Mapping[str, str] | None = None
+    ) -> dict[str, Condition]:
+        """Those conditions, one for each camera. `words` says whether prompts get view words; `worded` holds the prompt
+        for each of them where it is another one, as in `view_conditions`.
 
         Raises InputError for what the prior does not understand.
         """
@@ -255,11 +258,13 @@ class Rule:
         makers = {piece.part_name: piece for piece in reversed(self.pieces) if piece.part_name}
         return {name: piece.part(prior, streams.within(name)) for name, piece in makers.items()}
 
-    def conditions(self, prior: Prior, prompt: str, cameras: Cameras, words: bool) -> dict[str, Condition]:
+    def conditions(
+        self, prior: Prior, prompt: str, cameras: Cameras, words: bool, worded: Mapping[str, str] | None = None
+    ) -> dict[str, Condition]:
         """What its pieces name beside the usual conditions, for these cameras; see `Piece.conditions`."""
         made: dict[str, Condition] = {}
         for piece in self.pieces:
-            made |= piece.conditions(prior, prompt, cameras, words)
+            made |= piece.conditions(prior, prompt, cameras, words, worded)
         return made
 
     @property

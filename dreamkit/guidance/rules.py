@@ -90,10 +90,11 @@ NFSD_NEGATIVE = "unrealistic, blurry, low quality, out of focus, ugly, low contr
 ANPG = replace(NFSD, post=(Halves(), Clamp(Linear(1.5, 2.0, until=0.28))))
 """Annealed Negative Prompt Guidance (HumanGaussian, arXiv:2311.17061): NFSD of colours and depth together."""
 
-STRUCTURE_SDS = replace(SDS, trust=Guided(7.5, rescale=0.75), post=(Halves(),))
+STRUCTURE_SDS = replace(SDS, trust=Guided(8.5, rescale=0.75), post=(Halves(),))
 """Structure-aware SDS (HumanGaussian, arXiv:2311.17061): of colours and depth together.
 
-The statistics that bring depth and colours to one scale, and its pictures of poses, belong to the prior."""
+Its 7.5 is 8.5 here. The statistics that bring depth and colours to one scale, and its pictures of poses, belong to the
+prior."""
 
 STABLE_SD = replace(SDS, trust=Stable(), subtract=Nothing())
 """Stable Score Distillation (arXiv:2312.09305), from others' code: its threshold is not confirmed."""
@@ -124,16 +125,20 @@ TSM = replace(ISM, levels=replace(_INTERVAL, gamma=0.3), subtract=Plain("null", 
 CSM = replace(ISM, trust=Plain("prompt"), subtract=Plain("null"))
 """Classifier Score Matching (TV-3DG, arXiv:2410.21299): CSD on an inverted sample. Derived from the abstract.
 
+Its scale of 7.5 multiplies the whole gradient, which an Adam optimiser does not see; it is left out (`Guide.weight`).
+
 The paper's VPCSM, which also shows the prior a picture, is not here: no prior here takes one."""
 
 SDI = Rule(
     At(Linear(0.98, 0.25)),
-    Inverted(stride=0.1, steps=None, scale=-7.5, start=False, eta=0.3, beyond=0.1),
-    trust=Guided(7.5),
+    Inverted(stride=0.1, steps=None, scale=-6.5, start=False, eta=0.3, beyond=0.1),
+    trust=Guided(8.5),
     subtract=Drawn(),
     weight=SigmaOverAlpha(),
 )
-"""Score Distillation via Inversion (arXiv:2405.15891): SDS with the noise that DDIM would have used."""
+"""Score Distillation via Inversion (arXiv:2405.15891): SDS with the noise that DDIM would have used.
+
+Its 7.5 and -7.5 are 8.5 and -6.5 here, without the Perp-Neg between views that its authors' code turns on."""
 
 CDS = Rule(
     levels.StepAbove(At(Sqrt(0.7, 0.1))),
@@ -183,12 +188,14 @@ The controller is the prior's (`Prior.control`); its guidance scale is not confi
 
 DIVERSE_SD = Rule(
     Above(At(Sqrt(0.98, 0.32)), start=0.02),
-    Simulated(7.5),
-    trust=Guided(7.5),
+    Simulated(8.5),
+    trust=Guided(8.5),
     subtract=Plain("prompt", level="upper"),
     weight=SigmaSquared(),
 )
-"""Diverse Score Distillation (arXiv:2412.06780): the noise of the sampling path that the seed begins."""
+"""Diverse Score Distillation (arXiv:2412.06780): the noise of the sampling path that the seed begins.
+
+Its 7.5 is 8.5 here, without the Perp-Neg between views that its authors' code turns on."""
 
 VSD = Rule(Uniform(0.02, Switch(0.98, 0.5, 0.2)), Fresh(), trust=Guided(7.5), subtract=Student(), weight=SigmaSquared())
 """Variational Score Distillation (ProlificDreamer, arXiv:2305.16213): a student knows the scene's own pictures."""

@@ -36,7 +36,8 @@ class Student(Estimate):
     scale         weight of the camera; 0 asks a student that never knew it
     rate          AdamW's learning rate
     rank          of the low-rank change to the attention layers (LoRA, arXiv:2106.09685); None trains a full copy
-    drop_camera   share of training samples that are not told the camera; without it scale means nothing
+    drop_camera   share of training samples (of objects, where views are seen together) that are not told the camera;
+                  without it scale means nothing
     condition     what it is told beside the camera
     """
 
@@ -81,7 +82,8 @@ class StudentPart(Trained):
         camera = probe.conditions.get("camera")
         known = None
         if camera is not None:
-            draw = probe.streams.uniform("student/camera", (len(probe.x), 1), like=probe.x)
+            # Views that are seen together are told together: as it is asked later, of all of them or of none.
+            draw = drawn(probe.streams, "student/camera", len(probe.x), self.prior.views)[:, None]
             known = camera.tensors["camera"] * (draw >= self.drop_camera).to(camera.tensors["camera"])
         return self.fit(probe.x, probe.conditions[self.condition], known, probe.streams.within("student"))
 

@@ -4,6 +4,7 @@ The toybox sees several views of an object together (`Diffusers("toybox", views=
 them to any prior as one picture. What the others need no prior that ships has; they are refused by name (`rule.check`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,7 +60,9 @@ class Category(Estimate):
     def names(self) -> tuple[str, ...]:
         return ("category",)
 
-    def conditions(self, prior: Prior, prompt: str, cameras: Cameras, words: bool) -> dict[str, Condition]:
+    def conditions(
+        self, prior: Prior, prompt: str, cameras: Cameras, words: bool, worded: Mapping[str, str] | None = None
+    ) -> dict[str, Condition]:
         return {"category": prior.condition([self.prompt or prompt] * len(cameras))}
 
     def asks(self) -> tuple[Ask, ...]:

@@ -36,6 +36,14 @@ class SigmaOverAlpha(Weight):
 
 
 @dataclass(frozen=True)
+class InverseSigmaSquared(Weight):
+    """1 / sigma^2 = 1 + 1 / k^2: low noise counts most (PGC-3D, arXiv:2310.12474, one of its two)."""
+
+    def __call__(self, k: Tensor) -> Tensor:
+        return 1 + 1 / k**2
+
+
+@dataclass(frozen=True)
 class Alpha(Weight):
     """alpha: high noise counts little (PlacidDreamer, arXiv:2407.13976)."""
 

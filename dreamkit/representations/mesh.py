@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dreamkit.assets.bake import weld
 from dreamkit.assets.files import read
+from dreamkit.assets.parts import Note
 from dreamkit.assets.prepare import Placement, cube_sphere, place, with_texture_coordinates
 from dreamkit.cameras import Cameras
 from dreamkit.disk import expanded
@@ -151,18 +152,21 @@ class MeshSurface:
         """A scene of a mesh that is at hand, brought into it by its placement."""
         return MeshScene(self, torch.device(device), streams, lambda: (mesh, placement))
 
-    def _begin(self) -> tuple[Mesh, Placement]:
+    def _begin(self, note: Note | None = None) -> tuple[Mesh, Placement]:
         """The mesh to begin with, as its source has it, and how it is brought into the scene."""
         if not self.source:
             return cube_sphere(self.cells, self.ball), Placement()
-        mesh = read(self.source)
+        mesh = read(self.source, note=note)
         return mesh, place(mesh, self.radius, self.source)
 
 
-def from_file(path: str | Path) -> MeshSurface:
-    """The specification of the mesh in a file. Raises InputError if there is no usable one in it."""
+def from_file(path: str | Path, note: Note | None = None) -> MeshSurface:
+    """The specification of the mesh in a file. Raises InputError if there is no usable one in it.
+
+    `note` is told what the file holds that a mesh cannot say, and what is odd about its shape, as `files.read` says.
+    """
     spec = MeshSurface(source=str(expanded(path).resolve()))
-    spec._begin()
+    spec._begin(note)
     return spec
 
 
