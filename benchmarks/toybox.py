@@ -49,8 +49,8 @@ from dreamkit.recipe import data_folder
 from dreamkit.run import Run, slug
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
-from dreamkit.toybox.answers import arrangement_of, cast_answers
-from dreamkit.toybox.judge import HELD_OUT, Judge, Verdict, things_of
+from dreamkit.toybox.answers import cast_answers
+from dreamkit.toybox.judge import HELD_OUT, Judge, Verdict
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
 from dreamkit.toybox.pictures import Batch, Pool, cast, cast_pool, shade
 from dreamkit.toybox.targets import expected, take_apart
@@ -77,7 +77,7 @@ class Wish:
 
     def said(self, words: ViewWords) -> str:
         """The caption, with a prior's words for where it is seen from."""
-        things = [_noun(thing) for thing in things_of(self.asked)]
+        things = [_noun(thing) for thing in self.asked.things]
         joint = f" {self.asked.relation} " if isinstance(self.asked, Pair) else ""
         return with_view(joint.join(things), words.at(45.0 * self.direction, self.elevation))
 
@@ -138,7 +138,7 @@ def true_pictures(wanted: list[Wish], words: ViewWords, seed: int) -> torch.Tens
         cameras = world.CAMERAS.sample(1024, Streams(seed, number), "true")  # a 29th of them say any one view
         view = words.at(45.0 * wish.direction, wish.elevation)
         at = draw.choice([i for i, said in enumerate(words.of(cameras)) if said == view])
-        layers.append(cast(arrangement_of(wish.asked), cameras[at : at + 1], torch.device("cpu")))
+        layers.append(cast(wish.asked.arrangement, cameras[at : at + 1], torch.device("cpu")))
         poses.append(cameras.camera_to_world[at].flatten())
     part, normal, pale = (torch.cat(layer) for layer in zip(*layers, strict=True))
     pool = Pool(part, normal, pale, torch.stack(poses), [], {}, {})
@@ -158,7 +158,7 @@ def judge_samples(pictures: torch.Tensor, wanted: list[Wish], judge: Judge) -> d
         right = cast_answers(wish.asked, orbit([45.0 * wish.direction], wish.elevation))
         near = replace(right, right=right.right | {"view": with_neighbours(right.right["view"])})
         for name, question in QUESTIONS.items():
-            for thing in things_of(wish.asked):
+            for thing in wish.asked.things:
                 if bool(right.asks(question, thing.kind)):
                     truth = near if name == "nearly" else right
                     marks[name].append(bool(one.right(question, thing.kind, truth)))

@@ -60,7 +60,7 @@ from dreamkit.run import Run
 from dreamkit.toybox import judge as toybox_judge
 from dreamkit.toybox import world
 from dreamkit.toybox.answers import Answers, cast_answers
-from dreamkit.toybox.judge import Judge, Verdict, things_of
+from dreamkit.toybox.judge import Judge, Verdict
 from dreamkit.toybox.world import Asked
 
 BACKGROUND = (0.66, 0.70, 0.76)
@@ -217,8 +217,8 @@ def judged(verdict: Verdict, asked: Asked, right: Answers, cameras: Cameras) -> 
         facts[question] = _rounded(_share_right(verdict, question, asked, right, shown))
     said = verdict.view(asked)
     azimuths, elevations = (getattr(cameras, f"{name}_degrees").tolist() for name in ("azimuth", "elevation"))
-    kind = things_of(asked)[0].kind
-    views = [set[str]().union(*row) for row in zip(*(right.views_of(t.kind) for t in things_of(asked)), strict=True)]
+    kind = asked.things[0].kind
+    views = [set[str]().union(*row) for row in zip(*(right.views_of(t.kind) for t in asked.things), strict=True)]
     behind = [bool(s) and is_behind(a, v) for s, a, v in zip(shown, azimuths, views, strict=True)]
     faces = sum(word in FRONTS for word, back in zip(said, behind, strict=True) if back)
     facts |= {"back_views": sum(behind), "faces_behind": faces}
@@ -238,7 +238,7 @@ def is_behind(azimuth: float, views: set[str]) -> bool:
 
 def _share_right(verdict: Verdict, question: str, asked: Asked, right: Answers, shown: Tensor) -> float | None:
     marks = []
-    for thing in things_of(asked):
+    for thing in asked.things:
         asks = right.asks(question, thing.kind) & shown
         marks.append(verdict.right(question, thing.kind, right)[asks])
     every = torch.cat(marks)

@@ -24,8 +24,8 @@ from dreamkit.meshes import join
 from dreamkit.prompts import EIGHT
 from dreamkit.toybox import world
 from dreamkit.toybox.kinds import KINDS, RGB, Trim
-from dreamkit.toybox.pictures import Arrangement, Pool, cast, pieces_of
-from dreamkit.toybox.world import COLOURS, MATERIALS, Asked, Pair, Thing
+from dreamkit.toybox.pictures import Pool, cast
+from dreamkit.toybox.world import COLOURS, MATERIALS, Arrangement, Asked, Thing
 
 NAMES = tuple(KINDS)
 WORDS: dict[str, tuple[str, ...]] = {
@@ -101,7 +101,7 @@ def looks_alike(arrangement: Arrangement, azimuth: Tensor, elevation: Tensor, sh
 
 def _paints(arrangement: Arrangement, cameras: Cameras) -> tuple[Tensor, Tensor]:
     """For every ray, a number for the paint it hits (0 for none) and the unit normal there, seen from the camera."""
-    pieces = pieces_of(arrangement)
+    pieces = world.pieces_of(arrangement)
     looks = [(p.owner, p.paint.own if isinstance(p.paint, Trim) else p.paint) for p in pieces]
     paints = list(dict.fromkeys(looks))
     mesh = join(*(piece.mesh for piece in pieces))
@@ -160,9 +160,8 @@ def answers(asked: Sequence[Asked], views: Tensor, rows: Sequence[int], shown: S
     right = {name: torch.zeros(count, len(NAMES), len(words), dtype=torch.bool) for name, words in WORDS.items()}
     present = torch.zeros(count, len(NAMES))
     for number, (one, row) in enumerate(zip(asked, rows, strict=True)):
-        things = [one] if isinstance(one, Thing) else [one.first, one.second]
-        pieces = world.placed(one)
-        for owner, thing in enumerate(things):
+        pieces = world.pieces_of(one.arrangement)
+        for owner, thing in enumerate(one.things):
             kind = NAMES.index(thing.kind)
             mine = [i for i, piece in enumerate(pieces) if piece.owner == owner]
             samples = shown.parts[row, mine]
@@ -233,14 +232,9 @@ def pool_answers(pool: Pool, asked: Sequence[Asked], rows: Sequence[int]) -> Ans
 
 def cast_answers(asked: Asked, cameras: Cameras) -> Answers:
     """The right answers about pictures of what was asked, from these cameras."""
-    arrangement = arrangement_of(asked)
+    arrangement = asked.arrangement
     still = cameras.to("cpu")
     shown = seen(*cast(arrangement, still, torch.device("cpu")), still.camera_to_world[:, :, 2])
     alike = looks_alike(arrangement, still.azimuth_degrees, still.elevation_degrees)
     views = right_views(still.azimuth_degrees, still.elevation_degrees, alike)
     return answers([asked] * len(still), views, range(len(still)), shown)
-
-
-def arrangement_of(asked: Asked) -> Arrangement:
-    """What stands where, without its colours."""
-    return (asked.first.kind, asked.relation, asked.second.kind) if isinstance(asked, Pair) else (asked.kind,)

@@ -12,7 +12,6 @@ from dreamkit.errors import InputError
 from dreamkit.prompts import JOINTS
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
-from dreamkit.toybox.answers import arrangement_of
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
 from dreamkit.toybox.pictures import Pool, cast_pool, shade
 from dreamkit.toybox.world import COLOURS, MATERIALS, RELATIONS, Asked, Pair, Thing
@@ -82,7 +81,7 @@ def _figures(pool: Pool, asked: list[Asked], seed: int) -> list[str]:
     """Each from a random camera of the pool, as in training, with one of the captions it may have there."""
     draw = random.Random(seed)
     source = pool.kinds | pool.pairs
-    views = [draw.choice(source[arrangement_of(one)]) for one in asked]
+    views = [draw.choice(source[one.arrangement]) for one in asked]
     pictures = shade(pool, asked, views, Streams(seed, 0))
     captions = [world.caption(a, pool.views[v], draw) for a, v in zip(asked, views, strict=True)]
     return [pages.figure(picture, text, scale=2) for picture, text in zip(pictures, captions, strict=True)]

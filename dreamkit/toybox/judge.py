@@ -29,7 +29,7 @@ from dreamkit.streams import Streams
 from dreamkit.toybox import checkpoint, rough
 from dreamkit.toybox.answers import NAMES, WORDS, Answers, pool_answers
 from dreamkit.toybox.pictures import SUPERSAMPLE, cast_pool, draw_asked, shade
-from dreamkit.toybox.world import Asked, Thing
+from dreamkit.toybox.world import Asked
 
 SIZE, WIDTH, PLACES, WHOLE = 64, 128, 8 * 8, 176
 """Picture size, channels and places of the map, and numbers that stand for the whole picture."""
@@ -109,7 +109,7 @@ class Verdict:
     def shows(self, asked: Asked) -> Tensor:
         """Whether each picture shows what is asked for, bool [N]: the kinds asked for are the likeliest, and each is
         more likely there than not."""
-        wanted = {NAMES.index(thing.kind) for thing in things_of(asked)}
+        wanted = {NAMES.index(thing.kind) for thing in asked.things}
         likeliest = self.kinds.topk(len(wanted), 1).indices
         found = torch.stack([(likeliest == kind).any(1) & (self.kinds[:, kind] > 0.5) for kind in wanted])
         return found.all(0)
@@ -130,7 +130,7 @@ class Verdict:
 
     def view(self, asked: Asked) -> list[str]:
         """The likeliest view of each picture; of a pair, by what is said about both."""
-        views = torch.stack([self.about["view"][:, NAMES.index(thing.kind)] for thing in things_of(asked)])
+        views = torch.stack([self.about["view"][:, NAMES.index(thing.kind)] for thing in asked.things])
         return [WORDS["view"][i] for i in views.log().sum(0).argmax(-1).tolist()]
 
 
@@ -167,11 +167,6 @@ class Judge:
         kinds = torch.stack([kinds.sigmoid() for kinds, _ in looks]).mean(0)
         about = {name: torch.stack([found[name].softmax(-1) for _, found in looks]).mean(0) for name in LOOKS}
         return Verdict(kinds, about)
-
-
-def things_of(asked: Asked) -> tuple[Thing, ...]:
-    """The one or two things of what is asked for."""
-    return (asked,) if isinstance(asked, Thing) else (asked.first, asked.second)
 
 
 # --- pictures and their answers ---

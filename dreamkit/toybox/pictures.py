@@ -20,7 +20,7 @@ from dreamkit.meshes import join
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
 from dreamkit.toybox.kinds import KINDS, SUPPORTS
-from dreamkit.toybox.world import Asked, Pair, Thing
+from dreamkit.toybox.world import Arrangement, Asked, Pair, Thing
 
 SUPERSAMPLE = 2
 AMBIENT = 0.6
@@ -34,9 +34,6 @@ LAMP_SPREAD = 0.25
 """Standard deviation of the lamp's place about the camera's, along each axis, at a distance of one."""
 GREY_SHARE = 0.6
 """How often a background is grey."""
-
-Arrangement = tuple[str, ...]
-"""What stands where, without its colours: (kind,) or (kind, relation, kind)."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +106,9 @@ def every_pair() -> list[Arrangement]:
     return [(first, way, second) for first, way, second in ways if first != second]
 
 
-def pieces_of(arrangement: Arrangement) -> tuple[world.Piece, ...]:
-    return world.alone(*arrangement) if len(arrangement) == 1 else world.together(*arrangement)
-
-
 def cast(arrangement: Arrangement, cameras: Cameras, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Part, normal and pale bits of every ray, 64 views at a time."""
-    pieces = pieces_of(arrangement)
+    pieces = world.pieces_of(arrangement)
     mesh = join(*(piece.mesh for piece in pieces))
     owner = torch.cat([torch.full((len(p.mesh.faces),), i + 1) for i, p in enumerate(pieces)]).to(device)
     normal = torch.as_tensor(mesh.face_normals, device=device)
@@ -198,10 +191,9 @@ def _dressed(kind: str, draw: random.Random, shares: Mapping[str, float], plain:
 def palette(asked: Asked) -> Tensor:
     """[P, 8] by part number, row 0 for the background: colour, pale colour, bit of the pattern (0 for none), strength
     of the highlight."""
-    things = [asked] if isinstance(asked, Thing) else [asked.first, asked.second]
     rows = [(0.0,) * 8]
-    for piece in world.placed(asked):
-        thing = things[piece.owner]
+    for piece in world.pieces_of(asked.arrangement):
+        thing = asked.things[piece.owner]
         colour = world.paint_colour(piece.paint, thing)
         patterned = piece.paint is None and thing.material in ("striped", "checkered")
         bit = 1 << world.MATERIALS.index(thing.material) if patterned else 0

@@ -19,18 +19,16 @@ from torch.nn.functional import avg_pool2d, normalize, one_hot
 
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
-from dreamkit.toybox.answers import arrangement_of
 from dreamkit.toybox.pictures import (
     AMBIENT,
     GREY_SHARE,
     LAMP_SPREAD,
     SUPERSAMPLE,
-    Arrangement,
     Batch,
     Pool,
     palette,
 )
-from dreamkit.toybox.world import Asked, Pair, Thing
+from dreamkit.toybox.world import Arrangement, Asked
 
 HIDING = 0.12
 """Signals alpha below this get such targets. In clearer pictures hardly any view but the true one explains z."""
@@ -61,19 +59,13 @@ def take_apart(pool: Pool) -> Layers:
     """The layers of every view of a pool."""
     planes, parts = {}, {}
     for arrangement, views in (pool.kinds | pool.pairs).items():
-        paints = [(piece.owner, piece.paint) for piece in world.placed(_uncoloured(arrangement))]
+        paints = [(piece.owner, piece.paint) for piece in world.pieces_of(arrangement)]
         each = list(dict.fromkeys(paints))
         parts[arrangement] = [paints.index(paint) for paint in each]
         plane_of_part = torch.tensor([0, *(each.index(paint) + 1 for paint in paints)], device=pool.part.device)
         blocks = torch.arange(views.start, views.stop).split(32)
         planes[arrangement] = torch.cat([_planes(pool, block, plane_of_part, len(each) + 1) for block in blocks])
     return Layers(planes, parts)
-
-
-def _uncoloured(arrangement: Arrangement) -> Asked:
-    """Anything that stands so: which parts share a paint does not depend on the colours."""
-    first, *rest = (Thing(kind, "red") for kind in arrangement[::2])
-    return Pair(first, arrangement[1], rest[0]) if rest else first
 
 
 def _planes(pool: Pool, views: Tensor, plane_of_part: Tensor, count: int) -> Tensor:
@@ -143,8 +135,7 @@ def expected(pool: Pool, layers: Layers, seen: Batch, z: Tensor, alpha: Tensor, 
 
 def _is_plain(asked: Asked, caption: str) -> bool:
     """Whether a caption names all that there is to see, all of it matte."""
-    things = [asked] if isinstance(asked, Thing) else [asked.first, asked.second]
-    return all(thing.material == "matte" for thing in things) and world.named(caption) == asked
+    return all(thing.material == "matte" for thing in asked.things) and world.named(caption) == asked
 
 
 class Weighed(NamedTuple):
@@ -159,7 +150,7 @@ def _weigh(
 ) -> Weighed:
     """E[x | z, captions] of the R views of one thing."""
     asked, own = seen.asked[rows[0]], seen.views[rows[0]]
-    arrangement = arrangement_of(asked)
+    arrangement = asked.arrangement
     views = (pool.kinds | pool.pairs)[arrangement]
     said = [world.view_said(seen.captions[row]) for row in rows]
     chances = [_chance(pool.views[start : start + pool.together], said) for start in views[:: pool.together]]

@@ -47,6 +47,10 @@ STRIPE, CHECK = 0.16, 0.22
 RELATIONS = tuple(JOINTS)
 
 
+Arrangement = tuple[str, ...]
+"""What stands where, without its colours: ("mug",), or ("mug", "on top of", "table")."""
+
+
 @dataclass(frozen=True)
 class Thing:
     kind: str
@@ -55,12 +59,28 @@ class Thing:
     """The colour of its trimmings; without one they keep their own."""
     material: str = "matte"
 
+    @property
+    def things(self) -> tuple["Thing", ...]:
+        return (self,)
+
+    @property
+    def arrangement(self) -> Arrangement:
+        return (self.kind,)
+
 
 @dataclass(frozen=True)
 class Pair:
     first: Thing
     relation: str
     second: Thing
+
+    @property
+    def things(self) -> tuple[Thing, ...]:
+        return (self.first, self.second)
+
+    @property
+    def arrangement(self) -> Arrangement:
+        return (self.first.kind, self.relation, self.second.kind)
 
 
 Asked = Thing | Pair
@@ -105,11 +125,9 @@ def together(first: str, relation: str, second: str) -> tuple[Piece, ...]:
     raise InputError(f"the toybox has no relation {relation!r}. {nearest(relation, RELATIONS)}")
 
 
-def placed(asked: Asked) -> tuple[Piece, ...]:
-    """The parts of what is asked for, in their places. Raises InputError."""
-    if isinstance(asked, Thing):
-        return alone(asked.kind)
-    return together(asked.first.kind, asked.relation, asked.second.kind)
+def pieces_of(arrangement: Arrangement) -> tuple[Piece, ...]:
+    """The parts of one thing or two, in their places. Raises InputError."""
+    return alone(*arrangement) if len(arrangement) == 1 else together(*arrangement)
 
 
 def _fitted(pieces: list[Piece]) -> tuple[Piece, ...]:
@@ -181,8 +199,7 @@ def pattern(points: torch.Tensor, material: str) -> torch.Tensor:
 
 def mesh_of(asked: Asked) -> Mesh:
     """The world's own mesh of what is asked for, with vertex colours: the ground truth. Raises InputError."""
-    things = [asked] if isinstance(asked, Thing) else [asked.first, asked.second]
-    return join(*(_painted(piece, things[piece.owner]) for piece in placed(asked)))
+    return join(*(_painted(piece, asked.things[piece.owner]) for piece in pieces_of(asked.arrangement)))
 
 
 def _painted(piece: Piece, thing: Thing) -> Mesh:
