@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from dreamkit import device as devices
-from dreamkit.assets.compare import Comparison, compare
 from dreamkit.assets.files import write
 from dreamkit.cameras import Orbit
-from dreamkit.export import BACKGROUND, export
+from dreamkit.export import BACKGROUND, export_scene
 from dreamkit.images import Images, png
+from dreamkit.metrics.compare import Comparison, compare
 from dreamkit.recipe import Export
 from dreamkit.representations import DMTet, Gaussians, HashGrid, MeshSurface, Scene, SignedDistance
 from dreamkit.representations.distil import descend
@@ -98,7 +98,7 @@ def rows(thing: str, device: torch.device) -> Iterator[Row]:
         assert isinstance(scene, Solid | Volume)
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            exported = export(scene, Export(formats=("glb", "splat-ply")), Path(folder), {}, device)
+            exported = export_scene(scene, Export(formats=("glb", "splat-ply")), Path(folder), {}, device)
         seconds = time.perf_counter() - began
         for name, kept in (("GLB", exported.agreement), ("splat PLY", exported.splats)):
             assert kept is not None

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from dreamkit import device as devices
-from dreamkit.assets.compare import compare
 from dreamkit.assets.files import read
 from dreamkit.cameras import ring
 from dreamkit.errors import InputError
+from dreamkit.metrics.compare import compare
 from dreamkit.metrics.shape import likeness
 from dreamkit.prompts import read_list
 from dreamkit.recipe import load

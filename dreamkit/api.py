@@ -1,5 +1,7 @@
 """The verbs: generate, resume, export, convert, render, evaluate. The command line calls these for them.
 
+import dreamkit
+
 result = dreamkit.generate("a red mug")
 result.mesh, result.scene, result.run.path
 """
@@ -22,8 +24,7 @@ from dreamkit.cameras import ring
 from dreamkit.compose import apart, compose, editing, keeping, sketched, wants_sketch
 from dreamkit.disk import check_folder, expanded, make_folder, write_whole
 from dreamkit.errors import InputError, RunError
-from dreamkit.export import Exported, Picture, Several, export_picture, file_names, write_film
-from dreamkit.export import export as write_files
+from dreamkit.export import Exported, Picture, Several, export_picture, export_scene, file_names, write_film
 from dreamkit.images import png
 from dreamkit.meshes import Mesh
 from dreamkit.priors import Prior
@@ -203,7 +204,7 @@ def convert(
         raise InputError(f"{path} or its pictures would be written over: choose another folder with --out.")
     if (out / "run.json").exists():
         raise InputError(f"{out} is the folder of a run, whose files would be written over: choose another with --out.")
-    return write_files(begun.scene, spec, out, {"source": path.name}, chosen, note)
+    return export_scene(begun.scene, spec, out, {"source": path.name}, chosen, note)
 
 
 def render(path: str | Path, *, views: int = 8, size: int = 256, elevation: float = 15.0, device: str = "auto") -> Path:
@@ -372,7 +373,7 @@ def _write_one(
     if not isinstance(scene, Volume | Solid):
         raise RunError(f"a {type(scene).__name__} cannot be exported")
     provenance = {key: run.facts[key] for key in ("prompt", "system", "seed", "versions")}
-    exported = write_files(scene, recipe.export, folder, provenance | {"recipe": run.fingerprint}, device, note)
+    exported = export_scene(scene, recipe.export, folder, provenance | {"recipe": run.fingerprint}, device, note)
     from dreamkit import preview
 
     note("preview")

@@ -1,10 +1,9 @@
 """Cameras, and how they are drawn.
 
 Conventions, said once: the world is right-handed with +z up, and +x is the object's front. A camera looks along its own
--z axis with +y up in the picture (OpenGL). `camera_to_world` is [B, 3, 4]: rotation, then position. `fov_degrees` is
-the vertical field of view. Azimuth is counted counter-clockwise seen from above and is 0 when the camera stands on the
-+x axis, in front of the object; 90 is the object's left side (+y). Elevation is 0 at the horizon and 90 above.
-Scenes live in the cube [-1, 1]^3; distances are in its units.
+-z axis with +y up in the picture (OpenGL). Azimuth is counted counter-clockwise seen from above and is 0 when the
+camera stands on the +x axis, in front of the object; 90 is the object's left side (+y). Elevation is 0 at the horizon
+and 90 above. Scenes live in the cube [-1, 1]^3; distances are in its units.
 """
 
 import math
@@ -24,11 +23,15 @@ class Cameras:
     """A batch of B pinhole cameras with one picture size."""
 
     camera_to_world: Tensor
+    """[B, 3, 4] rotation, then position; world units."""
     fov_degrees: Tensor
+    """[B] vertical field of view."""
     azimuth_degrees: Tensor
     elevation_degrees: Tensor
+    """[B] each, of the position: for view words, not for rays."""
     height: int
     width: int
+    """Pixels."""
 
     def __len__(self) -> int:
         return self.camera_to_world.shape[0]
@@ -56,7 +59,10 @@ class Cameras:
         return replace(self, azimuth_degrees=azimuth.rad2deg(), elevation_degrees=elevation.rad2deg())
 
     def rays(self) -> tuple[Tensor, Tensor]:
-        """Origins and unit directions of the rays through the pixel centres, each [B, H, W, 3], world units."""
+        """Origins and unit directions of the rays through the pixel centres, each [B, H, W, 3], world units.
+
+        Differentiable in camera_to_world and fov_degrees.
+        """
         like = self.camera_to_world
         rows = (torch.arange(self.height, dtype=like.dtype, device=like.device) + 0.5) / self.height
         columns = (torch.arange(self.width, dtype=like.dtype, device=like.device) + 0.5) / self.width

@@ -43,7 +43,6 @@ import torch
 from torch import Tensor
 
 from dreamkit import pages
-from dreamkit.assets.compare import silhouette_iou
 from dreamkit.assets.files import READ, read
 from dreamkit.cameras import Cameras
 from dreamkit.disk import expanded, make_folder, write_whole
@@ -52,6 +51,7 @@ from dreamkit.export import check_cameras
 from dreamkit.images import Images
 from dreamkit.meshes import Mesh
 from dreamkit.metrics.clip import Clip, clip_score, r_precision
+from dreamkit.metrics.compare import silhouette_iou
 from dreamkit.metrics.health import health
 from dreamkit.metrics.pictures import colour_error, diversity, saturation
 from dreamkit.metrics.shape import likeness

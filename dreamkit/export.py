@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamkit.assets.compare import Comparison, compare
 from dreamkit.assets.files import read, write
 from dreamkit.assets.splats import Splats, moved, read_splats, write_splats
 from dreamkit.assets.unwrap import unwrap
@@ -28,6 +27,7 @@ from dreamkit.cameras import Cameras
 from dreamkit.disk import write_whole
 from dreamkit.images import Images, png
 from dreamkit.meshes import Mesh
+from dreamkit.metrics.compare import Comparison, compare
 from dreamkit.recipe import Export
 from dreamkit.render.mesh import render_mesh
 from dreamkit.representations.canvas import CanvasScene
@@ -140,7 +140,7 @@ def write_film(history: Path, path: Path, seconds: float = 0.2) -> Path:
     return path
 
 
-def export(
+def export_scene(
     scene: Volume | Solid,
     spec: Export,
     folder: Path,

@@ -1,10 +1,7 @@
 """Images: what a renderer returns.
 
-Conventions, said once: tensors are [B, C, H, W]; row 0 is the top. `rgb` is in [0, 1] and display-referred (sRGB-like),
-because that is what diffusion priors were trained on, and is already composited on the background. `alpha` is in
-[0, 1].
-`depth` is the distance along the unit ray in world units, averaged with the compositing weights and divided by alpha
-(0 where alpha is 0). `normal` is a unit world-space direction times alpha, in [-1, 1].
+Conventions, said once: tensors are [B, C, H, W]; row 0 is the top. Colours are display-referred (sRGB-like), because
+that is what diffusion priors were trained on.
 """
 
 import io
@@ -19,15 +16,14 @@ FAINT = 1e-5
 
 @dataclass
 class RaySamples:
-    """What a volume renderer knows along its rays, for losses that look inside the volume: S samples of all rays.
-
-    weight [S] is each sample's share of its pixel; normal [S, 3] the unit outward normal; direction [S, 3] the unit ray
-    direction.
-    """
+    """What a volume renderer knows along its rays, for losses that look inside the volume: S samples of all rays."""
 
     weight: Tensor
+    """[S] its share of its pixel."""
     normal: Tensor | None
+    """[S, 3] unit, outward; None if it was not asked for."""
     direction: Tensor
+    """[S, 3] of its ray, unit."""
     opacity: Tensor
     """[S] 1 - exp(-density * length) of each sample."""
     position: Tensor
@@ -36,11 +32,18 @@ class RaySamples:
 
 @dataclass
 class Images:
+    """B pictures of one size; differentiable as the renderer that made them says."""
+
     rgb: Tensor
+    """[B, 3, H, W] in [0, 1], already composited on the background."""
     alpha: Tensor
+    """[B, 1, H, W] in [0, 1]."""
     depth: Tensor
+    """[B, 1, H, W] distance along the unit ray in world units: the mean by compositing weights; 0 where alpha is 0."""
     normal: Tensor | None = None
+    """[B, 3, H, W] unit direction in the world times alpha; None if it was not asked for."""
     samples: RaySamples | None = None
+    """What lies along the rays, of volumes that are rendered at once."""
     latent: Tensor | None = None
     """[B, C, H, W] numbers of a latent prior, of scenes that are made of such; on a background too."""
 

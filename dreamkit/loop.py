@@ -45,7 +45,8 @@ def optimise(
     start: Start | None = None,
     take: Take | None = None,
 ) -> Scene:
-    """Run the recipe to its end, from the run's newest checkpoint if there is one, and return the scene, `whole`.
+    """Run the recipe to its end, from the run's newest checkpoint if there is one, and return the finished scene; of
+    two things that were made apart, the one that they make together (`state.whole`).
 
     Without a checkpoint it begins with the scene of `start`, or else with a fresh one. `priors` are what `load_priors`
     made of the recipe; `take` takes a step, or several, in the place of `take_step`. Raises RunError if the run stops

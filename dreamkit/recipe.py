@@ -46,7 +46,7 @@ class Guide:
     """Which of the rendered images the prior is shown: one of SEES."""
     weight: Number = 1.0
     clip: Number = 0.0
-    """If not 0, the largest gradient of a pixel of the picture (`guidance.post.clip_pixels`)."""
+    """The largest gradient that a pixel of the picture may have (`guidance.post.clip_pixels`); 0 is no limit."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule):

@@ -86,7 +86,7 @@ class _Show(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """What is said of it: losses and figures by name, and its opacity [B, 1, H, W]."""
+    """What a step found out about one `_Show`: losses and figures by name, and its opacity [B, 1, H, W]."""
 
     losses: dict[str, Tensor]
     figures: dict[str, Any]
@@ -204,7 +204,7 @@ def _source(before: Scene | None, cameras: Cameras, streams: Streams, now: Stage
 
 
 def _encoded(prior: Prior, picture: Tensor, guide: Guide, streams: Streams) -> Tensor:
-    """What the prior works on: latents are that already."""
+    """x, what the prior works on: the picture encoded, unless the guide sees latents."""
     return picture if guide.sees == "latent" else prior.encode(picture, streams)
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from dreamkit.assets.bake import bake
 from dreamkit.assets.clean import clean
-from dreamkit.assets.compare import compare
 from dreamkit.assets.extract import density_grid, density_surface, match_level
 from dreamkit.assets.files import read, write
 from dreamkit.assets.unwrap import unwrap
 from dreamkit.cameras import Cameras, ring
 from dreamkit.images import Images
+from dreamkit.metrics.compare import compare
 from dreamkit.render.mesh import render_mesh
 
 

@@ -13,7 +13,6 @@ import trimesh
 
 from dreamkit.assets.bake import bake
 from dreamkit.assets.clean import drop_degenerate
-from dreamkit.assets.compare import psnr
 from dreamkit.assets.conventions import from_gltf_frame, to_display, to_gltf_frame, to_linear
 from dreamkit.assets.files import read, read_extras, write
 from dreamkit.assets.gltf import open_gltf
@@ -21,6 +20,7 @@ from dreamkit.assets.unwrap import grid_atlas, unwrap
 from dreamkit.cameras import orbit
 from dreamkit.errors import InputError
 from dreamkit.meshes import Mesh, coloured
+from dreamkit.metrics.compare import psnr
 from dreamkit.render.mesh import render_mesh
 
 EXTRAS = {"prompt": 'a "red" mug, 50 % full\nof tëa', "seed": 3, "prior": {"name": "toybox", "hash": "ab12"}}

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from dreamkit import api
-from dreamkit.assets.compare import compare, silhouette_iou
 from dreamkit.assets.files import read, write
 from dreamkit.assets.splats import Splats, read_splats, write_splats
 from dreamkit.cameras import orbit
 from dreamkit.cli import main
 from dreamkit.errors import InputError, RunError
-from dreamkit.export import export
+from dreamkit.export import export_scene
 from dreamkit.kernels.hashgrid import HashGridShape
 from dreamkit.meshes import Mesh, join
+from dreamkit.metrics.compare import compare, silhouette_iou
 from dreamkit.recipe import Export
 from dreamkit.representations import Canvas, DMTet, Gaussians, HashGrid, MeshSurface, SignedDistance
 from dreamkit.representations import distil as teaching
@@ -177,7 +177,7 @@ def test_particles_are_converted_one_by_one(scenes):
 
 def test_gaussians_are_exported_as_they_are_and_as_a_mesh(scenes, tmp_path):
     scene = scenes["gaussians"]
-    exported = export(scene, replace(SMALL, formats=("splat-glb", "glb", "splat-ply")), tmp_path, {})
+    exported = export_scene(scene, replace(SMALL, formats=("splat-glb", "glb", "splat-ply")), tmp_path, {})
     assert [file.name for file in exported.files] == ["mesh.glb", "points.glb", "points.ply"]
     assert exported.agreement.iou > 0.9
     assert exported.agreement.psnr > 22
@@ -189,7 +189,7 @@ def test_gaussians_are_exported_as_they_are_and_as_a_mesh(scenes, tmp_path):
 
 
 def test_a_scene_of_another_kind_is_exported_as_splats_too(scenes, tmp_path):
-    exported = export(scenes["dmtet"], replace(SMALL, formats=("splat-ply",), splats=3000), tmp_path, {})
+    exported = export_scene(scenes["dmtet"], replace(SMALL, formats=("splat-ply",), splats=3000), tmp_path, {})
     assert [file.name for file in exported.files] == ["points.ply"]
     assert len(read_splats(tmp_path / "points.ply")) == 3000
     assert exported.splats is not None
@@ -240,7 +240,7 @@ def test_an_empty_scene_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(RunError, match="no object"):
         NERF.from_scene(empty_nerf(), "cpu", STREAMS)
     with pytest.raises(RunError, match="no object"):
-        export(empty_nerf(), replace(SMALL, grid_resolution=16), tmp_path / "out", {})
+        export_scene(empty_nerf(), replace(SMALL, grid_resolution=16), tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
 
 

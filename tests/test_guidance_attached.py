@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dreamkit.cameras import Cameras, orbit
-from dreamkit.guidance import SDS, gradient, rules
+from dreamkit.guidance import gradient, rules
 from dreamkit.guidance.attached import PLANES, SHELLS, Attached, Drifting, _lambert, owners
 from dreamkit.guidance.estimate import Drawn, Guided, Nothing
 from dreamkit.guidance.geometry import Geometry
 from dreamkit.guidance.noise import Fresh
+from dreamkit.guidance.rules import SDS
 from dreamkit.guidance.weight import One, SigmaOverAlpha
 from dreamkit.priors import Bell, Gaussian, Prior, view_conditions
 from dreamkit.recipe import load

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import Level, ddim
-from dreamkit.guidance import CSD, SDS, Rule, gradient, noise, rules
+from dreamkit.guidance import Rule, gradient, noise, rules
 from dreamkit.guidance.estimate import Drawn, Guided, Nothing, PerpNeg, Plain
 from dreamkit.guidance.levels import Above, At, Uniform, drawn
 from dreamkit.guidance.noise import Fresh, Inverted, Kept, Simulated
 from dreamkit.guidance.rule import Noise, Probe
+from dreamkit.guidance.rules import CSD, SDS
 from dreamkit.guidance.weight import Alpha, One, SigmaOverAlpha
 from dreamkit.priors import Bell
 from dreamkit.schedule import resolve

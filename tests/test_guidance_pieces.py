@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dreamkit.errors import InputError
-from dreamkit.guidance import CSD, SDS, SDS_ANNEALED, Rule
+from dreamkit.guidance import Rule
 from dreamkit.guidance.estimate import Denoised, Guided, rescaled
 from dreamkit.guidance.levels import At, Uniform
 from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch, clip_pixels
 from dreamkit.guidance.rule import Weight
+from dreamkit.guidance.rules import CSD, SDS, SDS_ANNEALED
 from dreamkit.guidance.weight import Alpha, AlphaSigmaSquared, InverseSigmaSquared, One, SigmaOverAlpha, SigmaSquared
 from dreamkit.schedule import Linear, resolve
 from dreamkit.streams import Streams

@@ -6,10 +6,10 @@ from typing import ClassVar
 import pytest
 
 from dreamkit.errors import InputError
-from dreamkit.guidance import SDS, check
+from dreamkit.guidance import check
 from dreamkit.guidance.estimate import Guided, Plain
 from dreamkit.guidance.rule import Probe
-from dreamkit.guidance.rules import VDM, VSD
+from dreamkit.guidance.rules import SDS, VDM, VSD
 from dreamkit.guidance.student import StudentPart
 from dreamkit.priors import Bell, Gaussian
 from dreamkit.streams import Streams

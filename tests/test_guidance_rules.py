@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamkit.guidance import CSD, CSD_NEGATIVE, NFSD, SDS, SJC, Rule, gradient
+from dreamkit.guidance import Rule, gradient
 from dreamkit.guidance.estimate import Combination, Denoised, Guided, Nothing, PerpNeg, Plain
 from dreamkit.guidance.post import Clamp, Normalize, NormalizeBatch
-from dreamkit.guidance.rules import SDS_PERP_NEG
+from dreamkit.guidance.rules import CSD, CSD_NEGATIVE, NFSD, SDS, SDS_PERP_NEG, SJC
 from dreamkit.guidance.weight import SigmaOverAlpha
 from dreamkit.priors import Bell, view_conditions
 from dreamkit.schedule import resolve
@@ -73,6 +73,9 @@ COST = {
 }
 # Rules that walk a path, whose length depends on the level: the most, as their papers count it.
 MOST = {"ISM": (8, 7), "TSM": (9, 7), "CSM": (8, 7), "SDI": (24, 12), "DIVERSE_SD": (26, 13), "HIFA": (8, 4)}
+
+# Rules in which the samples of a batch matter to one another; a prior of joint views would add multi-view SDS.
+TOGETHER = (RULES["CSD_NEGATIVE"], RULES["F_DIV"], RULES["RSD"])
 
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
@@ -330,7 +333,7 @@ def test_a_batch_is_its_samples_one_by_one(rule):
         rule = replace(rule, trust=replace(rule.trust, eta=0.0))
     whole = look(at(rule, ks, noise), PICTURES, colours())
     parts = [look(at(rule, k, noise[i : i + 1]), PICTURES[i : i + 1], colours()) for i, k in enumerate(ks)]
-    if rule.separable:
+    if rule not in TOGETHER:
         same(whole, torch.cat(parts))
     else:
         assert (whole - torch.cat(parts)).abs().max() > 1e-3
@@ -357,7 +360,7 @@ def test_a_broken_sample_is_dropped_and_counted_and_hurts_no_other(rule, bad):
     assert guidance.gradient[1].abs().max() == 0
     whole = look(rule, PICTURES, prior, source=0.3 * PICTURES.flip(-1))
     kept = torch.tensor([0, 2])
-    if rule.separable:
+    if rule not in TOGETHER:
         assert torch.equal(guidance.gradient[kept], whole[kept])
     else:
         assert guidance.gradient[kept].abs().min(0).values.max() > 0

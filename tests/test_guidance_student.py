@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dreamkit.diffusion import Level, output_of
-from dreamkit.guidance import SDS, Rule, gradient
+from dreamkit.guidance import Rule, gradient
 from dreamkit.guidance.estimate import Guided
-from dreamkit.guidance.rules import ESD, VSD
+from dreamkit.guidance.rules import ESD, SDS, VSD
 from dreamkit.guidance.student import Student, StudentPart
 from dreamkit.guidance.weight import One
 from dreamkit.priors import Bell, Condition, Gaussian, Prior, view_conditions

@@ -12,10 +12,11 @@ from torch import Tensor
 from dreamkit.cameras import Orbit
 from dreamkit.diffusion import Level, output_of
 from dreamkit.errors import InputError
-from dreamkit.guidance import NFSD, SDS, Rule, check, gradient, rules
+from dreamkit.guidance import Rule, check, gradient, rules
 from dreamkit.guidance.corrective import CorrectivePart
 from dreamkit.guidance.estimate import Guided, rescaled
 from dreamkit.guidance.levels import Uniform
+from dreamkit.guidance.rules import NFSD, SDS
 from dreamkit.guidance.together import Category, Halves
 from dreamkit.guidance.weight import SigmaOverAlpha
 from dreamkit.images import Images

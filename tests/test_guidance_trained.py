@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamkit.diffusion import Level, output_of
 from dreamkit.errors import InputError
-from dreamkit.guidance import CSD, SDS, Rule, check, gradient
+from dreamkit.guidance import Rule, check, gradient
 from dreamkit.guidance.discriminator import WEIGHTS, Divergence
 from dreamkit.guidance.estimate import Drawn, Guided, Nothing, Plain
 from dreamkit.guidance.levels import Uniform
@@ -20,7 +20,7 @@ from dreamkit.guidance.mapper import Mapped
 from dreamkit.guidance.networks import Trained
 from dreamkit.guidance.repulsion import Repelled
 from dreamkit.guidance.rule import Part
-from dreamkit.guidance.rules import BOOTSTRAPPED_SD, ESD, F_DIV, LG_VSD, LUSD, RSD, VDM, VSD
+from dreamkit.guidance.rules import BOOTSTRAPPED_SD, CSD, ESD, F_DIV, LG_VSD, LUSD, RSD, SDS, VDM, VSD
 from dreamkit.guidance.student import Student, StudentPart
 from dreamkit.guidance.weight import One, Weight
 from dreamkit.nest import flatten, unflatten

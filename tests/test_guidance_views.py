@@ -9,11 +9,12 @@ from torch import Tensor
 
 from dreamkit.cameras import Cameras, orbit, ring
 from dreamkit.errors import InputError
-from dreamkit.guidance import SDS, Rule, check, gradient, rules
+from dreamkit.guidance import Rule, check, gradient, rules
 from dreamkit.guidance.estimate import Guided
 from dreamkit.guidance.facing import PerpNegViews
 from dreamkit.guidance.geometry import Geometry
 from dreamkit.guidance.regions import Only, Region, Regions, masks
+from dreamkit.guidance.rules import SDS
 from dreamkit.priors import Bell, Condition, Gaussian, Prior, view_conditions
 from dreamkit.prompts import EIGHT, ViewWords
 from dreamkit.streams import Streams

@@ -18,7 +18,7 @@ RANKS = {
     4: "guidance toybox",
     5: "settings recipe",
     6: "compose run state step rehearsal loop export propeller adversarial",
-    7: "preview report view batch doctor evaluate",
+    7: "preview doctor evaluate",
     8: "api cli __init__ __main__",
 }
 """A file imports only from rooms of lower rank, from its own folder, or beside it at the top from its own rank."""

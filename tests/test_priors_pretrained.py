@@ -11,8 +11,8 @@ import torch
 from dreamkit.compose import compose
 from dreamkit.diffusion import cfg, ddim
 from dreamkit.errors import InputError
-from dreamkit.guidance import SDS, gradient
-from dreamkit.guidance.rules import VSD
+from dreamkit.guidance import gradient
+from dreamkit.guidance.rules import SDS, VSD
 from dreamkit.priors import Condition, Diffusers, view_conditions
 from dreamkit.priors import folder as module
 from dreamkit.priors.folder import alpha_squared, find, fingerprint

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dreamkit.cameras import Orbit
 from dreamkit.errors import InputError
-from dreamkit.guidance import SDS, gradient, rules
+from dreamkit.guidance import gradient, rules
 from dreamkit.guidance.estimate import Guided
+from dreamkit.guidance.rules import SDS
 from dreamkit.guidance.weight import SigmaOverAlpha
 from dreamkit.priors import Bell, Diffusers, Gaussian, Mixture, Prior, view_conditions
 from dreamkit.priors.tiled import Tiled, tiled, untiled

@@ -12,7 +12,7 @@ from dreamkit.assets.extract import signed_volume
 from dreamkit.assets.files import write
 from dreamkit.cameras import orbit
 from dreamkit.errors import InputError, RunError
-from dreamkit.export import export
+from dreamkit.export import export_scene
 from dreamkit.kernels.hashgrid import HashGridShape
 from dreamkit.meshes import Mesh
 from dreamkit.recipe import Export
@@ -410,7 +410,7 @@ def test_it_is_exported_as_it_is(tmp_path, device):
     with torch.no_grad():
         built.albedo.table += Streams(0, 0).normal("paint", tuple(built.albedo.table.shape), like=built.albedo.table)
     spec = Export(face_budget=5000, texture_size=256, unwrap_seconds=0.0)
-    exported = export(built, spec, tmp_path, {}, device)
+    exported = export_scene(built, spec, tmp_path, {}, device)
     assert exported.level is None
     assert exported.facts()["level"] is None
     assert exported.agreement.iou > 0.97
@@ -418,7 +418,7 @@ def test_it_is_exported_as_it_is(tmp_path, device):
     with torch.no_grad():
         built.start += 2
     with pytest.raises(RunError, match="no surface"):
-        export(built, spec, tmp_path / "none", {}, device)
+        export_scene(built, spec, tmp_path / "none", {}, device)
     assert not (tmp_path / "none").exists()
 
 

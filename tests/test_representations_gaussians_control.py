@@ -10,10 +10,10 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from dreamkit import frozen
-from dreamkit.assets.compare import psnr
 from dreamkit.cameras import Orbit
 from dreamkit.errors import InputError, RunError
-from dreamkit.export import export
+from dreamkit.export import export_scene
+from dreamkit.metrics.compare import psnr
 from dreamkit.recipe import Export
 from dreamkit.render.mesh import render_mesh
 from dreamkit.representations.gaussians import Densify, Gaussians, Points, Relocate
@@ -265,7 +265,7 @@ def test_densifying_sees_what_the_first_gaussians_cannot_and_becomes_a_mesh(tmp_
     assert more > few + 2.0
     assert more > 22.5
     spec = Export(grid_resolution=64, face_budget=4000, texture_size=256, turntable_seconds=0)
-    done = export(built, spec, tmp_path, {})
+    done = export_scene(built, spec, tmp_path, {})
     assert done.agreement.iou > 0.9
     assert done.agreement.psnr > 22.0
 

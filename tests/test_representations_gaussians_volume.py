@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from dreamkit.assets.compare import silhouette_iou
 from dreamkit.cameras import orbit
 from dreamkit.errors import InputError
 from dreamkit.meshes import Mesh, coloured
+from dreamkit.metrics.compare import silhouette_iou
 from dreamkit.render.mesh import render_mesh
 from dreamkit.render.splats import facing_normals
 from dreamkit.representations.canvas import Canvas

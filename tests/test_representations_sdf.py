@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dreamkit import frozen, losses
 from dreamkit.cameras import orbit
 from dreamkit.errors import InputError
-from dreamkit.export import export
+from dreamkit.export import export_scene
 from dreamkit.kernels.hashgrid import HashGridShape
 from dreamkit.recipe import Export
 from dreamkit.representations import REPRESENTATIONS
@@ -167,7 +167,7 @@ def test_chunks_of_rays_are_the_same_pictures_and_gradients():
 def test_it_is_exported_where_its_pictures_show_it(tmp_path, device):
     built = scene(replace(SMALL, width=0.03), device)
     spec = Export(grid_resolution=48, face_budget=3000, texture_size=64, unwrap_seconds=0.0)
-    exported = export(built, spec, tmp_path, {}, device)
+    exported = export_scene(built, spec, tmp_path, {}, device)
     assert exported.agreement.iou > 0.98
     # A ray at a distance s from the sphere meets exp(-s / beta) sqrt(2 pi r / beta) / 2 of density; ln 2 stops half.
     s = 0.03 * math.log(math.sqrt(2 * math.pi * 0.5 / 0.03) / 2 / math.log(2))

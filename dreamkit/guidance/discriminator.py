@@ -61,7 +61,6 @@ class Divergence(Post):
     width     channels inside the network
     """
 
-    separable: ClassVar[bool] = False
     part_name: ClassVar[str] = "discriminator"
 
     kind: Kind = "jensen_shannon"

@@ -64,9 +64,6 @@ class Uniform(Single):
         draw = drawn(streams, "level", batch, batch if self.per == "batch" else prior.views)
         return {"main": prior.level_at(first + (draw * (last - first + 1)).long().clamp(max=last - first))}
 
-    def within(self, base: Levels) -> Levels:
-        return _single(base)
-
 
 @dataclass(frozen=True)
 class At(Single):

@@ -1,7 +1,6 @@
 """What is done to the finished gradient."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,8 +31,6 @@ def clip_pixels(gradient: Tensor, limit: float) -> Tensor:
 @dataclass(frozen=True)
 class NormalizeBatch(Post):
     """The whole batch's gradient divided by its norm, so that only its direction counts. Zero stays zero."""
-
-    separable: ClassVar[bool] = False
 
     def __call__(self, gradient: Tensor, probe: Probe) -> Tensor:
         norm = gradient.norm()

@@ -34,7 +34,6 @@ class Repelled(Estimate):
     features   the folder of a vision transformer that transformers reads, such as DINO; its class token is the feature
     """
 
-    separable: ClassVar[bool] = False
     names_files: ClassVar[tuple[str, ...]] = ("features",)
 
     base: Estimate

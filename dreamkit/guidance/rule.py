@@ -156,8 +156,6 @@ class Piece(ABC):  # noqa: B024  the axes below add what is abstract
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Optional capabilities the prior must have (`priors.prior.CAPABILITIES`)."""
-    separable: ClassVar[bool] = True
-    """Whether a batch's gradient is that of its samples one by one."""
     mixes: ClassVar[bool] = False
     """Whether it mixes predictions by a guidance scale, as `diffusion.cfg` does: its field `scale`."""
     part_name: ClassVar[str] = ""
@@ -271,11 +269,6 @@ class Rule:
     def trains(self) -> bool:
         """Whether it has parts, so that a step depends on those before it by more than the scene."""
         return any(piece.part_name for piece in self.pieces)
-
-    @property
-    def separable(self) -> bool:
-        """Whether a batch's gradient is that of its samples one by one, given the same levels and noise."""
-        return all(piece.separable for piece in self.pieces)
 
     def asks(self) -> tuple[Ask, ...]:
         """Every prediction the estimates need, each once."""

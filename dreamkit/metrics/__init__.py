@@ -1,1 +1,1 @@
-"""Numbers for quality: meshes against a true shape, pictures, and the health of a mesh by itself."""
+"""Numbers for quality: meshes against a true shape, pictures against pictures, and the health of a mesh by itself."""

@@ -71,7 +71,7 @@ def render_volume(
         jitter: where in its step a ray's samples stand, in [0, 1): one number, or [B, H, W].
         normal: the field's normals; asked only where a sample weighs at least FAINT_WEIGHT. Gives `Images.normal`.
         light: shade by it, sample by sample; needs `normal`. None shows the colour itself.
-        thinnest: [G, G, G] densities that the field surely reaches; what they hide (LEAST_LIGHT) is not asked for.
+        thinnest: [G, G, G] lower bounds of the field's density; what these alone hide (LEAST_LIGHT) is not asked for.
         near: distance from the camera where rays begin.
         chunk: rays at a time, for pictures too big for the memory at once; then without `Images.samples`. With
             gradients on, each chunk is rendered again when its gradient is wanted: the same results for the time of

@@ -45,8 +45,8 @@ SOLID, RIM = 60.0, 0.03
 a scene begins from."""
 
 DENSER = 2
-"""Pictures that draw nothing have samples so many times as dense as training views: the mean of those, whose samples
-stand at random places, is what the scene looks like."""
+"""Pictures that are not for training have samples so many times as dense: the scene looks like the mean of training
+views, whose samples stand at random places."""
 
 RAYS_AT_ONCE = 2**15
 

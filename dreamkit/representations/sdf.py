@@ -93,7 +93,7 @@ class SignedDistanceScene(HashGridScene):
 
     @torch.no_grad()
     def after_step(self, step: int, streams: Streams, now: Any = None) -> None:
-        """Upkeep of the grid, and of beta's limit: outside of the graph, so that its gradient lives on there."""
+        """Refresh the occupancy grid, and keep beta above its limit: in place, so that it has a gradient there too."""
         self.log_width.clamp_(min=math.log(self.whole.least))
         super().after_step(step, streams)
 

@@ -58,8 +58,8 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Change:
-    """A changed cloud. rows [N_new] by the tensors' names: which row each new one takes its optimiser's memory from;
-    -1 has none."""
+    """A changed cloud. rows [N_new] by the tensors' names: for each new row the old one whose moments in the optimiser
+    it keeps; -1 for none."""
 
     cloud: Cloud
     rows: dict[str, Tensor]

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dreamkit.assets.compare import compare, psnr, silhouette_iou
 from dreamkit.images import Images
+from dreamkit.metrics.compare import compare, psnr, silhouette_iou
 
 
 def test_psnr_by_hand() -> None:
