@@ -251,6 +251,22 @@ def test_a_splat_moved_across_a_tile_border_only_moves(device, backend):
     assert pictures[0].max() > 0.5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_features_of_every_view_are_drawn_as_each_view_alone(device, backend):
+    gaussians, cameras, _ = (
+        [x.to(device) for x in part] if isinstance(part, list | tuple) else part.to(device)
+        for part in scene(40, (20, 18))
+    )
+    own = torch.stack([gaussians[4], gaussians[4].flip(0)]).requires_grad_()
+    both = splat(*gaussians[:4], own, cameras, backend=backend).features
+    alone = [splat(*gaussians[:4], own[b], cameras[b : b + 1], backend=backend).features for b in range(2)]
+    torch.testing.assert_close(both, torch.cat(alone), rtol=0, atol=1e-12)
+    weight = torch.linspace(-1, 1, both.numel(), dtype=both.dtype, device=device).reshape(both.shape)
+    got, want = (torch.autograd.grad((x * weight).sum(), own)[0] for x in (both, torch.cat(alone)))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    assert not torch.equal(got[0], got[1])
+
+
 @pytest.mark.parametrize("width", [1, 17])
 def test_any_number_of_features(device, width):
     case = scene(40, (20, 18), width)
@@ -499,8 +515,9 @@ def test_wrong_inputs_are_named():
         splat(gaussians[0], gaussians[0], *gaussians[2:], cameras)
     with pytest.raises(ValueError, match=r"features \[N, 9, 3\] for sh_degree=2"):
         splat(*gaussians, cameras, sh_degree=2)
-    with pytest.raises(ValueError, match=r"features \[N, C\], C >= 1,.*got \(5, 0\)"):
-        splat(*gaussians[:4], torch.zeros(5, 0).double(), cameras)
+    for wrong in ((5, 0), (3, 5, 3), (2, 4, 3)):
+        with pytest.raises(ValueError, match=r"features \[N, C\] or \[B, N, C\], C >= 1,.*got"):
+            splat(*gaussians[:4], torch.zeros(wrong).double(), cameras)
     with pytest.raises(ValueError, match=r"background \[B, C\].*got \(1, 3\)"):
         splat(*gaussians, cameras, background=background[:1])
     with pytest.raises(ValueError, match=r"the same for all; got means torch\.float32, quaternions torch\.float64"):

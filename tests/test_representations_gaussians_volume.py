@@ -174,7 +174,7 @@ def test_it_starts_from_a_surface(device):
     assert (bottom[:, 2] > 0.9).all()
     outward = torch.nn.functional.normalize(built.cloud.means.detach(), dim=1)
     shape = (built.cloud.means, built.cloud.quaternions, built.cloud.scales)
-    axis = facing_normals(*shape, views.positions[0].to(device)).detach()
+    axis = facing_normals(*shape, views.positions[:1].to(device))[0].detach()
     assert (axis * outward).sum(1).abs().min() > 0.99
 
 

@@ -115,9 +115,9 @@ def splat(
         quaternions: [N, 4] (w, x, y, z), of any length; of length 0 is no rotation.
         scales:      [N, 3] standard deviations along the axes, >= 0, world units (not logarithms).
         opacities:   [N] in [0, 1]; what is outside is moved to the nearer end.
-        features:    [N, C], C >= 1, anything: colours, normals, a latent. With `sh_degree`: [N, (degree + 1)^2, 3]
-                     coefficients of spherical harmonics in the direction from the camera to the mean, and the colour
-                     is max(0, 0.5 + their sum).
+        features:    [N, C], C >= 1, anything: colours, normals, a latent; or [B, N, C], others in every view. With
+                     `sh_degree`: [N, (degree + 1)^2, 3] coefficients of spherical harmonics in the direction from the
+                     camera to the mean, and the colour is max(0, 0.5 + their sum).
         cameras:     B views. Pixels are square; the centre of the first is at (0.5, 0.5).
         background:  [B, C], what lies behind; None is black.
         sh_degree:   0 to 3, or None for plain features.
@@ -193,8 +193,8 @@ def _check(
         "cameras.camera_to_world": (cameras.camera_to_world, "[B, 3, 4]", (views, 3, 4)),
     }
     if sh_degree is None:
-        channels = features.shape[1] if features.ndim == 2 else 0
-        wanted["features"] = (features, "[N, C], C >= 1,", (count, max(channels, 1)))
+        channels, each = features.shape[-1] if features.ndim in (2, 3) else 0, (views,) if features.ndim == 3 else ()
+        wanted["features"] = (features, "[N, C] or [B, N, C], C >= 1,", (*each, count, max(channels, 1)))
     else:
         channels, terms = 3, (sh_degree + 1) ** 2
         wanted["features"] = (features, f"[N, {terms}, 3] for sh_degree={sh_degree},", (count, terms, 3))

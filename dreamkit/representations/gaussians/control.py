@@ -224,12 +224,11 @@ class Watch:
         self.strategy, self.rate, self.streams = strategy, rate, replace(streams, scope="")
         self.renders: list[tuple[Splats, Cameras]] = []
 
-    def add(self, passes: list[Splats], cameras: Cameras) -> None:
+    def add(self, seen: Splats, cameras: Cameras) -> None:
         """Keep what `render_splats` returned for these cameras."""
-        for seen in passes if isinstance(self.strategy, Densify) else []:
-            if seen.screen.requires_grad:
-                seen.screen.retain_grad()
-                self.renders.append((seen, cameras))
+        if isinstance(self.strategy, Densify) and seen.screen.requires_grad:
+            seen.screen.retain_grad()
+            self.renders.append((seen, cameras))
 
     def counted(self, known: Statistics) -> Statistics:
         """The statistics with these renders added; those without a gradient do not count."""

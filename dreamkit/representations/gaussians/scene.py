@@ -190,7 +190,7 @@ class GaussiansScene:
         behind = self.backdrop.behind(len(cameras), streams, background)
         if not all(bool(tensor.detach().sum().isfinite()) for tensor in self.cloud.tensors().values()):
             return self._broken(cameras, normals)
-        images, passes = render_splats(
+        images, seen = render_splats(
             cameras,
             self.cloud.means,
             self.cloud.quaternions,
@@ -206,7 +206,7 @@ class GaussiansScene:
         if streams is None:
             return replace(images, rgb=images.rgb.clamp(0, 1))
         if torch.is_grad_enabled():
-            self._watch_of(streams, now).add(passes, cameras)
+            self._watch_of(streams, now).add(seen, cameras)
         return images
 
     def parameters(self, now: Gaussians | None = None) -> list[Group]:
