@@ -205,7 +205,7 @@ def test_latents_of_particles_are_in_the_order_of_their_pictures():
                 if group["name"] != "offsets":
                     group["params"][0].fill_(float(number))
     images, order = many.render(cameras, streams), many.order(4, streams)
-    inside = [float(images.latent[i][:, images.alpha[i, 0] > 0.99].mean()) for i in range(4)]
+    inside = [float(images.latent[i][:, images.alpha[i, 0] > 0.99].detach().mean()) for i in range(4)]
     assert inside == pytest.approx([float(order[i % 2]) for i in range(4)], abs=1e-4)
 
 
