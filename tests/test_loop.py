@@ -425,3 +425,90 @@ def test_a_scene_that_does_not_fit_the_next_stage_is_refused_before_anything_run
 def test_stages_of_one_kind_that_fit_are_rehearsed():
     for recipe in (canvases(16, 16), canvases(16, 16, particles=(4, 4)), canvases(16, 16, particles=(4, 1))):
         rehearse(recipe, load_priors(recipe, "a red ball", CPU), "a red ball", CPU)
+
+
+# What a run is made of ----------------------------------------------------------------------------------------------
+
+
+def run_with(recipe: Recipe, folder: Path, take, seed: int = 0) -> None:
+    """A whole run with another way to take its steps."""
+    with Run.create(folder, "a red ball", "tiny", seed, recipe, "cpu") as run:
+        loop.optimise(recipe, run, load_priors(recipe, run.prompt, CPU), CPU, take=take)
+
+
+def test_the_scene_and_the_steps_are_those_of_the_runs_seed(recipe, tmp_path):
+    seen = []
+
+    def take(stage, state, task):
+        seen.append((task.seed, {name: value.clone() for name, value in state.scene.state().items()}))
+        return take_step(stage, state, task)
+
+    run_with(replace(recipe, stages=(replace(recipe.stages[0], steps=1),)), tmp_path / "run", take, seed=5)
+    ((seed, held),) = seen
+    fresh_one = recipe.stages[0].representation.build(CPU, Streams(5, -1)).state()
+    assert seed == 5
+    assert all(torch.equal(held[name], fresh_one[name]) for name in fresh_one)
+    other = recipe.stages[0].representation.build(CPU, Streams(0, -1)).state()
+    assert any(not torch.equal(held[name], other[name]) for name in other)
+
+
+def several(count: int):
+    """Takes so many steps at once, as the propeller does."""
+
+    def take(stage, state, task):
+        return [take_step(stage, state, task) for _ in range(count)][-1]
+
+    return take
+
+
+def test_steps_that_are_taken_together_are_logged_when_they_pass_the_time(recipe, tmp_path):
+    recipe = replace(recipe, stages=(replace(recipe.stages[0], steps=12),), cadence=replace(recipe.cadence, log=4))
+    run_with(recipe, tmp_path / "run", several(3))
+    assert [line["step"] for line in figures(tmp_path / "run")] == [6, 9, 12]
+
+
+def test_logged_seconds_are_the_mean_since_the_last_line(recipe, tmp_path):
+    recipe = replace(recipe, stages=(replace(recipe.stages[0], steps=4),), cadence=replace(recipe.cadence, log=2))
+    seconds = iter((1.0, 3.0, 5.0, 7.0))
+
+    def take(stage, state, task):
+        return take_step(stage, state, task) | {"seconds": {"render": next(seconds)}}
+
+    run_with(recipe, tmp_path / "run", take)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["seconds"]["render"] for line in lines] == [2.0, 6.0]
+
+
+def test_previews_are_made_on_the_way(recipe, tmp_path):
+    recipe = replace(recipe, stages=(replace(recipe.stages[0], steps=5),), cadence=replace(recipe.cadence, preview=2))
+    run_with(recipe, tmp_path / "run", take_step)
+    names = sorted(file.name for file in (tmp_path / "run" / "images").glob("step_*.png"))
+    assert names == ["step_000002.png", "step_000004.png", "step_000005.png"]
+
+
+def test_a_later_stage_knows_how_often_was_rolled_back(recipe):
+    stages = (replace(recipe.stages[0], steps=3), recipe.stages[0])
+    recipe = replace(recipe, stages=stages)
+    priors = load_priors(recipe, "a red ball", CPU)
+    state = fresh(stages[0], 0, CPU, priors)
+    state.step, state.attempt, state.skipped = 3, 2, 1
+    state = loop.next_stage(recipe, 0, state, CPU, priors)
+    assert (state.step, state.first, state.attempt, state.skipped) == (3, 3, 2, 1)
+
+
+def test_a_run_with_another_prior_is_not_gone_on_with(recipe, tmp_path):
+    with start(recipe, tmp_path / "run") as run:
+        run.check_prior([{"name": "another", "weights": "other"}])
+        with pytest.raises(InputError, match="was begun with the prior"):
+            optimise(recipe, run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_waits_for_the_step_and_the_second_does_not(number):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with loop._deferred_interrupts() as interrupted:
+        os.kill(os.getpid(), number)
+        assert interrupted.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
