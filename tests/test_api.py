@@ -2,11 +2,12 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from dreamkit import api
+from dreamkit import api, export
 from dreamkit.cameras import orbit
 from dreamkit.compose import compose, editing, rules_by_name, with_steps
 from dreamkit.diffusion import add_noise
@@ -14,13 +15,17 @@ from dreamkit.errors import InputError
 from dreamkit.guidance import check
 from dreamkit.guidance.estimate import Denoised, Drawn
 from dreamkit.guidance.rules import CSD, SJC
+from dreamkit.images import png
 from dreamkit.priors import Diffusers
 from dreamkit.recipe import Recipe, load
 from dreamkit.rehearsal import load_priors, rehearse
 from dreamkit.render.mesh import render_mesh
 from dreamkit.representations import REPRESENTATIONS
+from dreamkit.run import Run
 from dreamkit.streams import Streams
 from dreamkit.toybox import world
+
+TINY = str(Path(__file__).parent / "data" / "tiny_system.py")
 
 
 def composed(**parts: object) -> Recipe:
@@ -174,3 +179,54 @@ def test_measurements_are_not_lost_to_a_folder_that_cannot_be_written(tmp_path, 
     (tmp_path / "outputs").write_text("mine")
     with pytest.raises(InputError, match="nothing can be written into outputs"):
         api.evaluate(["one", "two"])
+
+
+# What the verbs hand on ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A finished run of a tiny system, and the meshes that were read back while it was exported."""
+    read, kept = export.read, []
+    quick = {"export.turntable_seconds": 0, "export.texture_size": 64}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "read", lambda path: kept.append(read(path)) or kept[-1])
+        out = tmp_path_factory.mktemp("small") / "run"
+        result = api.generate("a red ball", system=TINY, seed=7, steps=20, out=out, device="cpu", settings=quick)
+    return result, kept
+
+
+def test_a_run_has_the_seed_that_was_asked_for_and_its_mesh_is_the_one_in_the_file(small):
+    result, kept = small
+    assert Run.open(result.run.path).seed == 7
+    assert result.mesh is kept[-1]
+
+
+def test_pictures_are_rendered_from_the_height_that_was_asked_for(small):
+    result, _ = small
+    folder = api.render(result.run.path, views=2, size=16, elevation=80.0, device="cpu")
+    for number, azimuth in enumerate((0.0, 180.0)):
+        with torch.no_grad():
+            want = png(result.scene.render(orbit([azimuth], 80.0, size=16)).rgb[0])
+        assert (folder / f"view_{number:03d}.png").read_bytes() == want
+
+
+def test_another_prior_brings_another_system(monkeypatch):
+    def stop(system, *rest):
+        raise InputError(f"composed {system}")
+
+    monkeypatch.setattr(api, "compose", stop)
+    for prior, system in ((None, "toybox"), ("toybox", "toybox"), ("some/model", "dreamfusion")):
+        with pytest.raises(InputError, match=f"^composed {system}$"):
+            api.generate("a red mug", prior=prior)
+
+
+def test_a_run_whose_files_changed_is_not_resumed(small, monkeypatch):
+    def refuse(run):
+        raise InputError("changed")
+
+    result, _ = small
+    monkeypatch.setattr(Run, "status", property(lambda run: "interrupted"))
+    monkeypatch.setattr(Run, "check_files", refuse)
+    with pytest.raises(InputError, match=r"^changed$"):
+        api.resume(result.run.path)

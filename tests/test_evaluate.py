@@ -101,6 +101,8 @@ def test_a_wrong_object_is_caught(tmp_path):
     assert found["judge"]["colour"] is None  # there is no mug to ask about
     assert found["judge"]["two_faced"] is None
     assert found["truth"]["f_score"] < 0.9
+    assert found["truth"]["silhouette_iou"] < 0.9
+    assert found["on_truth"]["recognised"] >= 11 / 12  # the world's own mug is one
 
 
 def test_a_wrong_colour_is_caught(tmp_path):

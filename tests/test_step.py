@@ -47,6 +47,15 @@ def test_every_stage_begins_at_the_beginning_of_its_schedules():
     assert all(a != b for a, b in zip(found[0], found[1], strict=True))
 
 
+def test_a_rule_is_told_how_far_its_stage_is(monkeypatch):
+    stage, told, ask = replace(TINY, steps=4), [], step.gradient
+    monkeypatch.setattr(step, "gradient", lambda *given: told.append(given[5]) or ask(*given))
+    state, task = begin(stage, at=3)
+    for _ in range(3):
+        take_step(stage, state, task)
+    assert told == [0.0, 0.25, 0.5]
+
+
 def test_a_scene_is_kept_up_as_its_stage_is_now(monkeypatch):
     stage = replace(TINY, representation=Canvas(size=8, rate=Linear(0.1, 0.4)), losses=(), steps=4)
     (state, task), told = begin(stage, 7), []
